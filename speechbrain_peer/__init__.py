@@ -1,0 +1,1 @@
+"""Target speech extraction with peer learning, for SpeechBrain."""

@@ -1,0 +1,1 @@
+"""Data: rendering, manifests, enrollments, peers and the training pipeline."""

@@ -1,0 +1,64 @@
+"""The mask head: the last stage before the decoder."""
+
+import torch
+from torch import nn
+
+from speechbrain_peer.nnet.tcn import prelu
+from speechbrain_peer.peer_learning import has_predictors
+
+
+class MaskHead(nn.Module):
+    """Masks the mixture's representation: ReLU(linear(PReLU(e + C r))) * W.
+
+    C, a linear map from the refined representation r into the space of e, is where
+    peer learning enters; without predictors there is none.
+
+    Arguments
+    ---------
+    channels : int
+        D, channels of e.
+    n_filters : int
+        N, channels of W.
+    exchange : str
+        One of `peer_learning.EXCHANGES`.
+
+    Example
+    -------
+    >>> head = MaskHead(channels=8, n_filters=32, exchange="better")
+    >>> e, r, mixture = (
+    ...     torch.rand(2, 50, 8),
+    ...     torch.rand(2, 50, 32),
+    ...     torch.rand(2, 50, 32),
+    ... )
+    >>> head(e, r, mixture).shape
+    torch.Size([2, 50, 32])
+    """
+
+    def __init__(self, channels, n_filters, exchange="none"):
+        super().__init__()
+        self.combine = None
+        if has_predictors(exchange):
+            self.combine = nn.Linear(n_filters, channels)
+        self.slope = nn.Parameter(torch.full((1,), 0.25))
+        self.linear = nn.Linear(channels, n_filters)
+
+    def forward(self, e, r, representation):
+        """Masks.
+
+        Arguments
+        ---------
+        e : torch.Tensor
+            (batch, frames, channels).
+        r : torch.Tensor or None
+            (batch, frames, filters); None without predictors.
+        representation : torch.Tensor
+            W, (batch, frames, filters).
+
+        Returns
+        -------
+        torch.Tensor
+            M * W, (batch, frames, filters).
+        """
+        if self.combine is not None:
+            e = e + self.combine(r)
+        return torch.relu(self.linear(prelu(e, self.slope))) * representation
