@@ -1,0 +1,278 @@
+"""LibriMix metadata, and rendering clean mixtures from it and LibriSpeech.
+
+Kept free of torch and SpeechBrain: every rendering process imports this file.
+"""
+
+import csv
+import math
+import multiprocessing
+import os
+import re
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.signal import resample_poly
+from tqdm import tqdm
+
+from speechbrain_peer.data.audio import read_audio, write_audio
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.data.layout import SUBSETS, utterance_ids, wav_names
+
+LIBRISPEECH_RATE = 16000
+
+
+class MetadataRow(NamedTuple):
+    """One mixture of a metadata file.
+
+    Arguments
+    ---------
+    mixture_id : str
+        The utterances of its sources, joined by "_".
+    paths : list of str
+        Its sources, under the LibriSpeech folder.
+    gains : list of float
+        The factor of each source.
+    origin : str
+        File and line, for messages.
+    """
+
+    mixture_id: str
+    paths: list
+    gains: list
+    origin: str
+
+
+def find_metadata(metadata_folder, subset):
+    """Finds the metadata file of a subset, such as libri2mix_dev-clean.csv."""
+    pattern = f"libri*mix_{SUBSETS[subset]}.csv"
+    found = sorted(Path(metadata_folder).glob(pattern))
+    if len(found) != 1:
+        raise DataError(
+            f"{metadata_folder}: has {len(found)} files {pattern} for subset {subset}, "
+            "not one; give the folder metadata/Libri2Mix (or metadata/Libri3Mix) of "
+            "https://github.com/JorisCos/LibriMix"
+        )
+    return found[0]
+
+
+def read_metadata(csv_path):
+    """Reads a LibriMix metadata file.
+
+    Arguments
+    ---------
+    csv_path : str or Path
+        A table with the columns mixture_ID, source_1_path, source_1_gain ... for two
+        or more sources; other columns (noise) are not read.
+
+    Returns
+    -------
+    rows : list of MetadataRow
+        In the order of the file.
+    """
+    try:
+        with open(csv_path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            n_sources = _count_sources(csv_path, table.fieldnames or [])
+            rows = [
+                _metadata_row(cells, n_sources, f"{csv_path}, line {table.line_num}")
+                for cells in table
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{csv_path}: cannot be read as LibriMix metadata ({error}); get it from "
+            "https://github.com/JorisCos/LibriMix"
+        ) from error
+    _check_no_duplicates(rows)
+    if not rows:
+        raise DataError(f"{csv_path}: has no rows; get the file again")
+    return rows
+
+
+def check_sources(rows, librispeech_folder):
+    """Raises DataError if a source file of the metadata does not exist.
+
+    Arguments
+    ---------
+    rows : list of MetadataRow
+        The metadata.
+    librispeech_folder : str or Path
+        The folder that holds train-clean-100, dev-clean ...
+    """
+    absent = [
+        (row, path)
+        for row in rows
+        for path in row.paths
+        if not os.path.isfile(os.path.join(librispeech_folder, path))
+    ]
+    if absent:
+        row, path = absent[0]
+        raise DataError(
+            f"{os.path.join(librispeech_folder, path)}: no such file, but {row.origin} "
+            f"(mixture {row.mixture_id}) needs it; {len(absent)} sources of this "
+            "metadata file are absent: give as librispeech_folder the folder that "
+            f"holds {Path(path).parts[0]}, or unpack that part of LibriSpeech again"
+        )
+
+
+def render_subset(
+    rows, librispeech_folder, folder, sample_rate=8000, mode="min", n_processes=None
+):
+    """Renders mix_clean, s1, s2 ... of a subset, sample for sample as LibriMix does.
+
+    Mixtures whose files are all there are not rendered again, so an interrupted run
+    goes on where it stopped.
+
+    Arguments
+    ---------
+    rows : list of MetadataRow
+        The mixtures; see `check_sources`.
+    librispeech_folder : str or Path
+        The folder that holds train-clean-100, dev-clean ...
+    folder : str or Path
+        The subset's folder: <folder>/mix_clean/<mixture_ID>.wav, <folder>/s1/...
+    sample_rate : int
+        Of the files to write, in Hz.
+    mode : str
+        "min" cuts the sources to the shortest, "max" pads them to the longest.
+    n_processes : int, optional
+        How many processes render; as many as CPUs and work allow if None.
+        1 renders in this process.
+    """
+    done = _finished_mixtures(folder, n_sources=len(rows[0].paths))
+    todo = [row for row in rows if row.mixture_id not in done]
+    if not todo:
+        return
+    render = partial(
+        _render_mixture,
+        librispeech_folder=librispeech_folder,
+        folder=folder,
+        sample_rate=sample_rate,
+        mode=mode,
+    )
+    progress = partial(tqdm, total=len(todo), desc=f"Rendering {folder}", unit="mix")
+    # Starting a process takes as long as rendering some 200 mixtures.
+    n_processes = n_processes or min(_available_cpus(), math.ceil(len(todo) / 200))
+    if n_processes == 1:
+        for row in progress(todo):
+            render(row)
+    else:
+        _render_in_processes(render, todo, n_processes, progress)
+
+
+def _render_in_processes(render, rows, n_processes, progress):
+    """Spreads `render` over processes; its first error ends the others."""
+    # Spawned, as a fork of a process that runs threads (torch does) may deadlock.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(n_processes, context, _exit_with_parent) as pool:
+            for _ in progress(pool.map(render, rows, chunksize=8)):
+                pass
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a rendering process was ended from outside (out of memory?); run again "
+            "with a smaller n_processes: finished files are kept"
+        ) from error
+
+
+def _render_mixture(row, librispeech_folder, folder, sample_rate, mode):
+    """Writes the sources of one mixture, and the mixture last."""
+    sources = [
+        _render_source(os.path.join(librispeech_folder, path), gain, sample_rate)
+        for path, gain in zip(row.paths, row.gains, strict=True)
+    ]
+    sources = _fit_lengths(sources, mode)
+    for k, source in enumerate(sources, start=1):
+        write_audio(f"{folder}/s{k}/{row.mixture_id}.wav", source, sample_rate)
+    mixture = sum(sources)
+    write_audio(f"{folder}/mix_clean/{row.mixture_id}.wav", mixture, sample_rate)
+
+
+def _render_source(path, gain, sample_rate):
+    """Reads, scales and resamples one LibriSpeech file."""
+    # float32 times a Python float stays float32, as in the LibriMix script.
+    source = read_audio(path, sample_rate=LIBRISPEECH_RATE) * gain
+    return resample_poly(source, sample_rate, LIBRISPEECH_RATE)
+
+
+def _fit_lengths(sources, mode):
+    """Cuts sources to the shortest ("min") or pads them to the longest ("max")."""
+    lengths = [len(source) for source in sources]
+    if mode == "min":
+        return [source[: min(lengths)] for source in sources]
+    return [np.pad(source, (0, max(lengths) - len(source))) for source in sources]
+
+
+def _finished_mixtures(folder, n_sources):
+    """The mixtures of a subset whose files are all there."""
+    subfolders = ["mix_clean", *(f"s{k + 1}" for k in range(n_sources))]
+    return set.intersection(*(wav_names(Path(folder) / name) for name in subfolders))
+
+
+def _available_cpus():
+    """The CPUs that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        return os.cpu_count()
+
+
+def _exit_with_parent():
+    """Lets a rendering process end when the one that started it is killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _count_sources(csv_path, columns):
+    """How many sources a metadata file lists, from its header."""
+    n_sources = sum(
+        re.fullmatch(r"source_\d+_path", name) is not None for name in columns
+    )
+    needed = ["mixture_ID"]
+    for k in range(1, max(n_sources, 2) + 1):
+        needed += [f"source_{k}_path", f"source_{k}_gain"]
+    absent = [name for name in needed if name not in columns]
+    if absent:
+        raise DataError(
+            f"{csv_path}: has no column {', '.join(absent)}; get the file again from "
+            "https://github.com/JorisCos/LibriMix"
+        )
+    return n_sources
+
+
+def _metadata_row(cells, n_sources, origin):
+    """Checks and converts one line of a metadata file."""
+    numbers = range(1, n_sources + 1)
+    try:
+        gains = [float(cells[f"source_{k}_gain"]) for k in numbers]
+    except (TypeError, ValueError):
+        gains = [math.nan]
+    if not np.isfinite(gains).all():
+        raise DataError(f"{origin}: a gain is not a number; correct it")
+    try:
+        utterance_ids(cells["mixture_ID"], n_sources)
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from None
+    paths = [cells[f"source_{k}_path"] for k in numbers]
+    return MetadataRow(cells["mixture_ID"], paths, gains, origin)
+
+
+def _check_no_duplicates(rows):
+    """Raises DataError if two rows would be written to the same files."""
+    first = {}
+    for row in rows:
+        earlier = first.setdefault(row.mixture_id, row)
+        if earlier is not row:
+            raise DataError(
+                f"{row.origin}: mixture {row.mixture_id} is listed before "
+                f"({earlier.origin}); remove one of the two lines"
+            )

@@ -1,0 +1,211 @@
+"""The random draws: enrollments and the interferers of the second peer.
+
+Every draw is a function of (seed, epoch, item), so it is the same with any number of
+workers, on every rank and after a resume.
+"""
+
+import zlib
+
+import numpy as np
+
+from speechbrain_peer.data.files import DataError
+
+
+def item_rng(seed, epoch, item_id):
+    """Makes the random generator of one item in one epoch.
+
+    Arguments
+    ---------
+    seed : int
+        Of the experiment, 0 or more.
+    epoch : int
+        0 or more; epoch 0 is that of draws made once, at preparation.
+    item_id : str
+        The item's ID in its manifest.
+
+    Returns
+    -------
+    rng : np.random.Generator
+        Equal for equal arguments, in every process.
+
+    Example
+    -------
+    >>> item_rng(1234, 5, "a_b_s1").random() == item_rng(1234, 5, "a_b_s1").random()
+    True
+    """
+    return np.random.default_rng([seed, epoch, zlib.crc32(item_id.encode())])
+
+
+class SourcePool:
+    """All sources of a subset, each as scaled in its own mixture, by speaker.
+
+    Arguments
+    ---------
+    rows : dict
+        A manifest, as `read_manifest` returns it or as the `data` of a
+        DynamicItemDataset.
+
+    Example
+    -------
+    >>> def source(utterance):
+    ...     speaker = utterance.split("-")[0]
+    ...     return {"path": utterance, "speaker": speaker, "utterance": utterance}
+    >>> rows = {
+    ...     "ann-1_bob-1_s1": {
+    ...         "target": source("ann-1"),
+    ...         "interferers": [source("bob-1")],
+    ...     },
+    ...     "ann-2_cid-1_s1": {
+    ...         "target": source("ann-2"),
+    ...         "interferers": [source("cid-1")],
+    ...     },
+    ... }
+    >>> pool = SourcePool(rows)
+    >>> rng = item_rng(seed=1, epoch=1, item_id="ann-1_bob-1_s1")
+    >>> pool.draw_enrollment(rows["ann-1_bob-1_s1"], rng)["utterance"]
+    'ann-2'
+    >>> interferers = pool.draw_interferers(rows["ann-1_bob-1_s1"], rng)
+    >>> [interferer["speaker"] for interferer in interferers]
+    ['cid']
+    """
+
+    def __init__(self, rows):
+        by_path = {
+            source["path"]: source
+            for row in rows.values()
+            for source in (row["target"], *row["interferers"])
+        }
+        # Sorted, so that a draw does not depend on the order of the rows.
+        self.sources = [by_path[path] for path in sorted(by_path)]
+        self.utterances = {}
+        for source in self.sources:
+            utterances = self.utterances.setdefault(source["speaker"], {})
+            utterances.setdefault(source["utterance"], []).append(source)
+
+    def draw_enrollment(self, row, rng):
+        """Draws an enrollment: another utterance of the target's speaker.
+
+        Arguments
+        ---------
+        row : dict
+            Of the manifest.
+        rng : np.random.Generator
+            See `item_rng`.
+
+        Returns
+        -------
+        source : dict
+            {path, speaker, utterance, length}; each of the speaker's other
+            utterances is equally likely, and then each file that holds it.
+        """
+        return self._draw_other_utterance(row["target"], rng)
+
+    def draw_interferers(self, row, rng, peer_interferer="any"):
+        """Draws the interferers of the row's second peer.
+
+        Arguments
+        ---------
+        row : dict
+            Of the manifest.
+        rng : np.random.Generator
+            See `item_rng`.
+        peer_interferer : str
+            "any": sources of speakers that are not in the row; "same": another
+            utterance of each interferer's speaker.
+
+        Returns
+        -------
+        sources : list of dict
+            As many as the row has interferers, all of different speakers.
+        """
+        if peer_interferer == "same":
+            return [
+                self._draw_other_utterance(source, rng) for source in row["interferers"]
+            ]
+        present = {source["speaker"] for source in (row["target"], *row["interferers"])}
+        drawn = []
+        for _ in row["interferers"]:
+            drawn.append(self._draw_other_speaker(present, rng))
+            present.add(drawn[-1]["speaker"])
+        return drawn
+
+    def _draw_other_utterance(self, source, rng):
+        utterances = self.utterances[source["speaker"]]
+        others = [name for name in utterances if name != source["utterance"]]
+        if not others:
+            raise DataError(_single_utterance_message([source["speaker"]]))
+        files = utterances[others[rng.integers(len(others))]]
+        return files[rng.integers(len(files))]
+
+    def _draw_other_speaker(self, present, rng):
+        if self.utterances.keys() <= present:
+            raise DataError(
+                f"no source of a speaker other than {', '.join(sorted(present))} is "
+                "left for the second peer; add speakers or use peer_interferer: same"
+            )
+        # Few sources are of the speakers present, so few draws are rejected.
+        while True:
+            source = self.sources[rng.integers(len(self.sources))]
+            if source["speaker"] not in present:
+                return source
+
+
+def check_pool(rows, peers="off", peer_interferer="any"):
+    """Raises DataError if a draw would fail for some row.
+
+    Arguments
+    ---------
+    rows : dict
+        The manifest of a subset.
+    peers : str
+        "off" checks the enrollments only, "listed" and "drawn" the interferers too.
+    peer_interferer : str
+        "any" or "same"; see `SourcePool.draw_interferers`.
+    """
+    utterances = SourcePool(rows).utterances
+    redrawn = [row["target"] for row in rows.values()]
+    if peers != "off" and peer_interferer == "same":
+        redrawn += [source for row in rows.values() for source in row["interferers"]]
+    speakers = {source["speaker"] for source in redrawn}
+    single = sorted(name for name in speakers if len(utterances[name]) == 1)
+    if single:
+        raise DataError(_single_utterance_message(single))
+    # A pair of peers has one target, and different interferers on both sides.
+    needed = 1 + 2 * max(len(row["interferers"]) for row in rows.values())
+    if peers != "off" and peer_interferer == "any" and len(utterances) < needed:
+        raise DataError(
+            f"second peers need {needed} speakers, the data has {len(utterances)}; add "
+            "speakers, or use peer_interferer: same or peers: off"
+        )
+
+
+def draw_listed_peers(rows, seed, peer_interferer="any"):
+    """Draws the interferers of every row's second peer once (`peers: listed`).
+
+    Arguments
+    ---------
+    rows : dict
+        The manifest of a training subset.
+    seed : int
+        The list is a function of it and of the data.
+    peer_interferer : str
+        "any" or "same"; see `SourcePool.draw_interferers`.
+
+    Returns
+    -------
+    peers : dict
+        {ID: list of sources}, which `write_manifest` and `read_manifest` store.
+    """
+    pool = SourcePool(rows)
+    return {
+        item_id: pool.draw_interferers(row, item_rng(seed, 0, item_id), peer_interferer)
+        for item_id, row in rows.items()
+    }
+
+
+def _single_utterance_message(speakers):
+    return (
+        f"speakers with a single utterance: {', '.join(speakers)}; another utterance "
+        "of theirs is needed (as enrollment, or with peer_interferer: same as second "
+        "interferer): add recordings of them, or remove their mixtures"
+    )

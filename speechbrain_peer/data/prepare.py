@@ -1,0 +1,285 @@
+"""Data preparation: from LibriMix, or LibriSpeech and metadata, to manifests."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_peer.data.enrollments import (
+    add_enrollments,
+    draw_enrollment_map,
+    find_enrollment_map,
+    read_enrollment_map,
+    write_enrollment_map,
+)
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.data.layout import SUBSETS, scan_subset, subset_path
+from speechbrain_peer.data.librimix import (
+    check_sources,
+    find_metadata,
+    read_metadata,
+    render_subset,
+)
+from speechbrain_peer.data.manifests import build_manifest, write_manifest
+from speechbrain_peer.data.peers import check_pool, draw_listed_peers
+
+logger = get_logger(__name__)
+
+
+class Prepared(NamedTuple):
+    """Where the prepared data is.
+
+    Arguments
+    ---------
+    data_root : str
+        What "{data_root}" in the manifests stands for.
+    manifests : dict
+        {subset: path}.
+    peers : str or None
+        The listed peers of the training subsets, with `peers: listed`.
+    """
+
+    data_root: str
+    manifests: dict
+    peers: str | None
+
+
+CHOICES = {
+    "subsets": tuple(SUBSETS),
+    "sample_rate": (8000, 16000),
+    "mode": ("min", "max"),
+    "targets": ("first", "both"),
+    "peers": ("off", "listed", "drawn"),
+    "peer_interferer": ("any", "same"),
+}
+
+
+def prepare_librimix(
+    output_folder,
+    data_folder=None,
+    librispeech_folder=None,
+    librimix_metadata=None,
+    subsets=("train-100", "dev", "test"),
+    sample_rate=8000,
+    mode="min",
+    targets="first",
+    peers="off",
+    peer_interferer="any",
+    enrollment_maps=None,
+    chunk_seconds=3.0,
+    seed=1234,
+    n_processes=None,
+):
+    """Prepares LibriMix for training and testing target speech extraction.
+
+    Either from `data_folder`, as the LibriMix scripts generate it, or from
+    `librispeech_folder` and `librimix_metadata`, rendering the clean mixtures into
+    <output_folder>/wav8k/min/<subset>/{mix_clean,s1,s2}. Manifests, enrollment maps
+    and listed peers go to <output_folder>/manifests/wav8k_min_first (the rate, mode
+    and targets in use). They are written anew by every call, audio only once, so an
+    interrupted preparation goes on where it stopped.
+
+    Arguments
+    ---------
+    output_folder : str
+        For all that is written.
+    data_folder : str, optional
+        A generated LibriMix: the folder that holds wav8k or wav16k.
+    librispeech_folder : str, optional
+        The folder that holds train-clean-100, dev-clean ...
+    librimix_metadata : str, optional
+        The folder metadata/Libri2Mix (or Libri3Mix) of the LibriMix repository.
+    subsets : list of str
+        Of train-100, train-360, dev and test. All but the training subsets get fixed
+        enrollments.
+    sample_rate : int
+        8000 or 16000 Hz.
+    mode : str
+        "min": mixtures as long as their shortest source; "max": as their longest.
+    targets : str
+        "first": the first speaker of each mixture is the target; "both": each is.
+    peers : str
+        "off", "listed" (second peers of the training subsets are drawn here, once) or
+        "drawn" (while training; here the data is only checked for it).
+    peer_interferer : str
+        "any" (another speaker) or "same" (another utterance of the same speaker).
+    enrollment_maps : str or dict, optional
+        A folder of enrollment maps (see `find_enrollment_map`) or {subset: file}.
+        Maps that are not given are drawn and saved beside the manifests.
+    chunk_seconds : float
+        Length of training segments, to tell how many mixtures are shorter.
+    seed : int
+        Of drawn maps and listed peers. Keep it when the seed of a training changes,
+        as otherwise the test set changes too.
+    n_processes : int, optional
+        How many processes render; as many as CPUs and work allow if None.
+
+    Returns
+    -------
+    prepared : Prepared
+        (data_root, manifests, peers).
+
+    Raises
+    ------
+    DataError
+        If something given is wrong or absent; it names the file and the cure.
+    """
+    _check_choices(
+        subsets=subsets,
+        sample_rate=[sample_rate],
+        mode=[mode],
+        targets=[targets],
+        peers=[peers],
+        peer_interferer=[peer_interferer],
+    )
+    _check_folders(data_folder, librispeech_folder, librimix_metadata)
+
+    folders = {name: subset_path(name, sample_rate, mode) for name in subsets}
+    manifest_folder = Path(
+        output_folder, "manifests", f"wav{sample_rate // 1000}k_{mode}_{targets}"
+    )
+    prepared = Prepared(
+        data_root=str(data_folder or output_folder),
+        manifests={name: str(manifest_folder / f"{name}.json") for name in subsets},
+        peers=str(manifest_folder / "train_peers.json") if peers == "listed" else None,
+    )
+    manifest_folder.mkdir(parents=True, exist_ok=True)
+    # Two trainings that start together must not render the same files.
+    with FileLock(Path(output_folder, ".prepare.lock")):
+        maps = _find_maps(enrollment_maps, folders)
+        if data_folder:
+            mixtures = {
+                name: scan_subset(Path(data_folder, folder))
+                for name, folder in folders.items()
+            }
+        else:
+            mixtures = _render_subsets(
+                _read_metadata(librimix_metadata, librispeech_folder, subsets),
+                librispeech_folder,
+                {name: Path(output_folder, folder) for name, folder in folders.items()},
+                {"sample_rate": sample_rate, "mode": mode, "n_processes": n_processes},
+            )
+        manifests = {
+            name: build_manifest(
+                prepared.data_root, folder, *mixtures[name], sample_rate, targets
+            )
+            for name, folder in folders.items()
+        }
+        for name, rows in manifests.items():
+            if _is_training(name):
+                check_pool(rows, peers, peer_interferer)
+            else:
+                drawn_map = manifest_folder / f"{name}_enrollment_map.txt"
+                map_path = maps[name] or _save_drawn_map(drawn_map, rows, seed)
+                add_enrollments(rows, map_path, prepared.data_root, folders[name])
+            write_manifest(prepared.manifests[name], rows)
+            _log_summary(name, rows, chunk_seconds)
+        if prepared.peers:
+            _write_listed_peers(prepared.peers, manifests, seed, peer_interferer)
+    return prepared
+
+
+def _is_training(subset):
+    return subset.startswith("train")
+
+
+def _check_choices(**given):
+    """Raises DataError if a value is not one of its argument's choices."""
+    for name, values in given.items():
+        for value in values:
+            if value not in CHOICES[name]:
+                choices = ", ".join(str(choice) for choice in CHOICES[name])
+                raise DataError(f"{name}: {value!r} is not one of {choices}")
+
+
+def _check_folders(data_folder, librispeech_folder, librimix_metadata):
+    """Raises DataError unless the data comes from exactly one place."""
+    if data_folder and (librispeech_folder or librimix_metadata):
+        raise DataError(
+            "give either data_folder (a generated LibriMix) or librispeech_folder with "
+            "librimix_metadata, not both"
+        )
+    if data_folder or (librispeech_folder and librimix_metadata):
+        return
+    if librispeech_folder:
+        raise DataError(
+            "librispeech_folder needs librimix_metadata: get it by 'git clone "
+            "https://github.com/JorisCos/LibriMix' and give LibriMix/metadata/Libri2Mix"
+        )
+    if librimix_metadata:
+        raise DataError(
+            "librimix_metadata needs librispeech_folder: the folder that holds "
+            "train-clean-100, dev-clean ..."
+        )
+    raise DataError(
+        "no data given: give data_folder (a generated LibriMix), or librispeech_folder "
+        "and librimix_metadata"
+    )
+
+
+def _find_maps(enrollment_maps, folders):
+    """The enrollment map given for each subset that needs one, None if to be drawn."""
+    maps = {name: None for name in folders if not _is_training(name)}
+    for name in maps:
+        if isinstance(enrollment_maps, Mapping):
+            maps[name] = enrollment_maps.get(name)
+        elif enrollment_maps:
+            maps[name] = find_enrollment_map(enrollment_maps, name, folders[name])
+        if maps[name]:
+            # A mistake in it has to show now, not after an hour of rendering.
+            read_enrollment_map(maps[name])
+    return maps
+
+
+def _read_metadata(librimix_metadata, librispeech_folder, subsets):
+    """Reads and checks the metadata of all subsets, before any of them is rendered."""
+    metadata = {}
+    for name in subsets:
+        metadata[name] = read_metadata(find_metadata(librimix_metadata, name))
+        check_sources(metadata[name], librispeech_folder)
+    return metadata
+
+
+def _render_subsets(metadata, librispeech_folder, folders, options):
+    """Renders the subsets; returns what `scan_subset` would of each."""
+    mixtures = {}
+    for name, rows in metadata.items():
+        render_subset(rows, librispeech_folder, folders[name], **options)
+        mixtures[name] = [row.mixture_id for row in rows], len(rows[0].paths)
+    return mixtures
+
+
+def _save_drawn_map(path, rows, seed):
+    """Draws the enrollment map of a subset and saves it."""
+    check_pool(rows)
+    write_enrollment_map(path, draw_enrollment_map(rows, seed))
+    return path
+
+
+def _write_listed_peers(path, manifests, seed, peer_interferer):
+    """Draws and writes the second peers of all training subsets."""
+    listed = {}
+    for name, rows in manifests.items():
+        if _is_training(name):
+            listed |= draw_listed_peers(rows, seed, peer_interferer)
+    write_manifest(path, listed)
+
+
+def _log_summary(subset, rows, chunk_seconds):
+    """Logs what a subset holds."""
+    durations = {row["mixture_id"]: row["duration"] for row in rows.values()}
+    speakers = {
+        source["speaker"]
+        for row in rows.values()
+        for source in (row["target"], *row["interferers"])
+    }
+    n_sources = 1 + len(next(iter(rows.values()))["interferers"])
+    short = sum(duration < chunk_seconds for duration in durations.values())
+    logger.info(
+        f"{subset}: {len(durations)} mixtures, {len(rows)} targets, {len(speakers)} "
+        f"speakers, {sum(durations.values()) / 3600:.2f} hours; {short} mixtures and "
+        f"their {short * n_sources} sources are shorter than {chunk_seconds} s (padded "
+        "with zeros, they carry their true relative length)"
+    )

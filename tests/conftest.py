@@ -1,0 +1,124 @@
+"""A made corpus in LibriSpeech's layout, and the real speech where it is given."""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+
+# Parts of LibriSpeech, and the first digit of their speakers here.
+PARTS = {"train-clean-100": 1, "dev-clean": 2, "test-clean": 3}
+
+
+class Corpus(NamedTuple):
+    """A folder in LibriSpeech's layout and LibriMix metadata for it."""
+
+    librispeech_folder: Path
+    librimix_metadata: Path
+
+    def metadata_file(self, part):
+        """The path of one table."""
+        return next(self.librimix_metadata.glob(f"*{part}.csv"))
+
+
+def write_corpus(
+    folder, n_sources=2, n_speakers=4, n_utterances=3, seconds=(0.4, 0.9), parts=PARTS
+):
+    """Writes noisy tones at 16 kHz, a pitch for each speaker.
+
+    Each utterance is the first source of one mixture, with utterances of the next
+    speakers.
+    """
+    rng = np.random.default_rng(0)
+    corpus = Corpus(folder / "LibriSpeech", folder / f"Libri{n_sources}Mix")
+    corpus.librimix_metadata.mkdir(parents=True)
+    for part in parts:
+        rows = []
+        for speaker in range(n_speakers):
+            for k in range(n_utterances):
+                path = corpus.librispeech_folder / utterance_path(part, speaker, k)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                time = np.arange(int(rng.uniform(*seconds) * 16000)) / 16000
+                tone = 0.2 * np.sin(2 * np.pi * (300 + 200 * speaker) * time)
+                speech = tone + 0.05 * rng.standard_normal(len(time))
+                soundfile.write(path, speech, 16000)
+                paths = [
+                    utterance_path(
+                        part, (speaker + j) % n_speakers, (k + j) % n_utterances
+                    )
+                    for j in range(n_sources)
+                ]
+                row = {"mixture_ID": "_".join(Path(path).stem for path in paths)}
+                for j, path in enumerate(paths, start=1):
+                    row[f"source_{j}_path"] = path
+                    row[f"source_{j}_gain"] = rng.uniform(0.3, 1.5)
+                rows.append(row)
+        write_table(corpus.librimix_metadata / f"libri{n_sources}mix_{part}.csv", rows)
+    return corpus
+
+
+def utterance_path(part, speaker, k):
+    """Where LibriSpeech has the k-th utterance of a part's speaker."""
+    name = f"{PARTS[part]}0{speaker}"
+    return f"{part}/{name}/7/{name}-7-{k:04d}.flac"
+
+
+def read_table(path):
+    """Reads a CSV table as a list of dicts."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(path, rows):
+    """Writes a list of dicts as a CSV table."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Three parts of 4 speakers, 12 utterances and 12 mixtures each; only to read."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def own_corpus(corpus, tmp_path):
+    """A copy of the corpus, to spoil."""
+    return Corpus(
+        shutil.copytree(corpus.librispeech_folder, tmp_path / "LibriSpeech"),
+        shutil.copytree(corpus.librimix_metadata, tmp_path / "Libri2Mix"),
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus, tmp_path_factory):
+    """The corpus after preparation with listed peers; only to read."""
+    from speechbrain_peer.data.prepare import prepare_librimix
+
+    return prepare_librimix(
+        tmp_path_factory.mktemp("prepared"), **corpus._asdict(), peers="listed"
+    )
+
+
+@pytest.fixture(scope="session")
+def mini_librimix():
+    """Real speech in LibriSpeech's layout."""
+    return _given_folder("MINI_LIBRIMIX")
+
+
+@pytest.fixture(scope="session")
+def tse_reference():
+    """What the public implementations compute."""
+    return _given_folder("TSE_REFERENCE")
+
+
+def _given_folder(variable):
+    if variable not in os.environ:
+        pytest.skip(f"the environment variable {variable} is not set")
+    return Path(os.environ[variable])

@@ -1,0 +1,120 @@
+"""Enrollment maps: drawn ones keep the rule, given ones are checked."""
+
+from pathlib import Path
+
+import pytest
+
+from speechbrain_peer.data.enrollments import (
+    add_enrollments,
+    draw_enrollment_map,
+    find_enrollment_map,
+    read_enrollment_map,
+    write_enrollment_map,
+)
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.data.layout import scan_subset
+from speechbrain_peer.data.manifests import build_manifest, read_manifest
+
+FOLDER = "wav8k/min/dev"
+
+
+@pytest.fixture
+def rows(prepared):
+    """The dev manifest with both targets, without enrollments."""
+    mixtures = scan_subset(Path(prepared.data_root, FOLDER))
+    return build_manifest(prepared.data_root, FOLDER, *mixtures, 8000, "both")
+
+
+def test_drawn_enrollment_is_another_utterance_of_the_speaker(rows):
+    drawn = draw_enrollment_map(rows, seed=1)
+    assert len(drawn) == len(rows) == 24
+    for row in rows.values():
+        target = row["target"]["utterance"]
+        folder, mixture_id = drawn[row["mixture_id"], target].split("/")
+        enrollment = mixture_id.split("_")[int(folder[1]) - 1]
+        assert enrollment != target
+        assert enrollment.split("-")[0] == row["target"]["speaker"]
+
+
+def test_drawn_map_depends_on_the_seed_and_not_on_the_order_or_targets(rows):
+    drawn = draw_enrollment_map(rows, seed=1)
+    assert drawn == draw_enrollment_map(dict(reversed(rows.items())), seed=1)
+    assert drawn != draw_enrollment_map(rows, seed=2)
+    first = {item_id: row for item_id, row in rows.items() if item_id.endswith("_s1")}
+    assert draw_enrollment_map(first, seed=1).items() <= drawn.items()
+
+
+def test_enrollments_reach_the_manifest(rows, prepared, tmp_path):
+    drawn = draw_enrollment_map(rows, seed=1)
+    write_enrollment_map(tmp_path / "map", drawn)
+    add_enrollments(rows, tmp_path / "map", prepared.data_root, FOLDER)
+    for row in rows.values():
+        file = drawn[row["mixture_id"], row["target"]["utterance"]]
+        assert row["enrollment"] == f"{{data_root}}/{FOLDER}/{file}.wav"
+        assert Path(row["enrollment"].format(data_root=prepared.data_root)).is_file()
+
+
+def test_map_without_line_for_a_target(rows, prepared, tmp_path):
+    drawn = draw_enrollment_map(rows, seed=1)
+    (mixture_id, target), _ = drawn.popitem()
+    write_enrollment_map(tmp_path / "map", drawn)
+    with pytest.raises(DataError, match=f"no line for .*{mixture_id}.*{target}"):
+        add_enrollments(rows, tmp_path / "map", prepared.data_root, FOLDER)
+
+
+def test_unusable_enrollments_are_refused(rows, prepared, tmp_path):
+    drawn = draw_enrollment_map(rows, seed=1)
+    mixture_id, target = next(iter(drawn))
+    interferer = next(u for u in mixture_id.split("_") if u != target)
+    own, other = [
+        f"s{mixture_id.split('_').index(u) + 1}/{mixture_id}"
+        for u in (target, interferer)
+    ]
+    speaker = target.split("-")[0]
+    for enrollment, reason in [
+        (own, "own utterance"),
+        (other, "another speaker"),
+        (f"s3/{mixture_id}", "another speaker"),
+        (f"s1/{speaker}-0-0_1-1-1", "does not exist"),
+    ]:
+        drawn[mixture_id, target] = enrollment
+        write_enrollment_map(tmp_path / "map", drawn)
+        with pytest.raises(DataError, match=reason) as caught:
+            add_enrollments(rows, tmp_path / "map", prepared.data_root, FOLDER)
+        for part in (str(tmp_path / "map"), mixture_id, enrollment):
+            assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["a_b a", "a_b a x1/c_d", "a_b a s1/c_d extra", "a_b a s1", "a_b a s2/e_f"]
+)
+def test_bad_line_is_named_with_its_number(tmp_path, line):
+    path = tmp_path / "map"
+    path.write_text(f"a_b a s1/c_d\n\n{line}\n")
+    with pytest.raises(DataError, match="line 3"):
+        read_enrollment_map(path)
+
+
+def test_maps_are_found_in_both_layouts(tmp_path):
+    with pytest.raises(DataError, match="no enrollment map of subset test"):
+        find_enrollment_map(tmp_path, "test", "wav8k/min/test")
+    public = tmp_path / "wav8k" / "min" / "test" / "map_mixture2enrollment"
+    write_enrollment_map(public, {})
+    assert find_enrollment_map(tmp_path, "test", "wav8k/min/test") == public
+    flat = tmp_path / "map_mixture2enrollment_test-clean.txt"
+    write_enrollment_map(flat, {})
+    assert find_enrollment_map(tmp_path, "test", "wav8k/min/test") == flat
+
+
+def test_real_map_covers_the_real_mixtures(mini_librimix):
+    folder = mini_librimix / "metadata" / "enrollment"
+    path = find_enrollment_map(folder, "dev", FOLDER)
+    assert len(read_enrollment_map(path)) == 400
+
+
+def test_given_map_in_a_manifest_read_by_speechbrain(prepared):
+    rows = read_manifest(prepared.manifests["dev"], prepared.data_root)
+    saved = Path(prepared.manifests["dev"]).with_name("dev_enrollment_map.txt")
+    for row in rows.values():
+        file = read_enrollment_map(saved)[row["mixture_id"], row["target"]["utterance"]]
+        assert row["enrollment"] == f"{prepared.data_root}/{FOLDER}/{file}.wav"

@@ -1,0 +1,219 @@
+"""Preparation: both ways in, its command, and what it says of bad input."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_corpus
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from speechbrain_peer.data.audio import audio_length, write_audio
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.data.manifests import read_manifest
+from speechbrain_peer.data.prepare import prepare_librimix
+
+COMMAND = Path(__file__).parents[1] / "recipes" / "LibriMix" / "prepare_librimix.py"
+
+
+def test_speechbrain_reads_the_manifests(prepared):
+    for subset, manifest in prepared.manifests.items():
+        dataset = DynamicItemDataset.from_json(
+            manifest, replacements={"data_root": prepared.data_root}
+        )
+        assert len(dataset) == 12
+        for item_id, row in dataset.data.items():
+            assert item_id == f"{row['mixture_id']}_s1"
+            assert row["length"] == audio_length(row["mixture"], sample_rate=8000)
+            assert row["duration"] == row["length"] / 8000
+            sources = [row["target"], *row["interferers"]]
+            assert "_".join(s["utterance"] for s in sources) == row["mixture_id"]
+            for k, source in enumerate(sources, start=1):
+                assert Path(source["path"]).parent.name == f"s{k}"
+                assert audio_length(source["path"]) == source["length"] == row["length"]
+            assert ("enrollment" in row) == (subset != "train-100")
+    assert list(dataset.data) == sorted(dataset.data)
+
+
+def test_both_ways_in_give_the_same_manifests(prepared, corpus, tmp_path):
+    generated = prepare_librimix(
+        tmp_path, data_folder=prepared.data_root, peers="listed"
+    )
+    assert generated.data_root == prepared.data_root
+    assert not (tmp_path / "wav8k").exists()
+    files = [*prepared.manifests.values(), prepared.peers]
+    again = [*generated.manifests.values(), generated.peers]
+    for path, other in zip(files, again, strict=True):
+        assert Path(path).read_text() == Path(other).read_text()
+
+
+@pytest.mark.parametrize(
+    ("sample_rate", "mode", "n_sources"), [(16000, "max", 2), (8000, "min", 3)]
+)
+def test_rates_modes_and_talkers(tmp_path, sample_rate, mode, n_sources):
+    corpus = write_corpus(tmp_path, n_sources, parts=["dev-clean"])
+    prepared = prepare_librimix(
+        tmp_path / "out",
+        **corpus._asdict(),
+        subsets=["dev"],
+        sample_rate=sample_rate,
+        mode=mode,
+        targets="both",
+    )
+    rows = read_manifest(prepared.manifests["dev"], prepared.data_root)
+    assert len(rows) == 12 * n_sources
+    for item_id, row in rows.items():
+        k = int(item_id[-1])
+        assert row["target"]["utterance"] == row["mixture_id"].split("_")[k - 1]
+        assert len(row["interferers"]) == n_sources - 1
+        assert row["target"] not in row["interferers"]
+        assert f"wav{sample_rate // 1000}k/{mode}/dev/s{k}/" in row["target"]["path"]
+        assert row["length"] == audio_length(row["mixture"], sample_rate)
+
+
+def test_given_enrollment_maps_are_used(prepared, corpus, tmp_path):
+    drawn = Path(prepared.manifests["dev"]).with_name("dev_enrollment_map.txt")
+    given = shutil.copy(drawn, tmp_path / "map_mixture2enrollment_dev-clean.txt")
+    options = {"data_folder": prepared.data_root, "subsets": ["dev"], "seed": 5}
+    expected = read_manifest(prepared.manifests["dev"])
+    for maps in (tmp_path, {"dev": given}):
+        result = prepare_librimix(tmp_path / "out", **options, enrollment_maps=maps)
+        assert read_manifest(result.manifests["dev"]) == expected
+    other = prepare_librimix(tmp_path / "out", **options)
+    assert read_manifest(other.manifests["dev"]) != expected
+
+
+def test_summary_counts_what_is_shorter_than_a_chunk(prepared, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = read_manifest(prepared.manifests["dev"])
+    durations = sorted(row["duration"] for row in rows.values())
+    n_short = sum(duration < durations[5] for duration in durations)
+    assert n_short > 0
+    prepare_librimix(
+        tmp_path,
+        data_folder=prepared.data_root,
+        subsets=["dev"],
+        targets="both",
+        chunk_seconds=durations[5],
+    )
+    assert "dev: 12 mixtures, 24 targets, 4 speakers" in caplog.text
+    assert f"{n_short} mixtures and their {2 * n_short} sources are" in caplog.text
+
+
+@pytest.fixture
+def generated(prepared, tmp_path):
+    """A generated LibriMix to spoil: its root, and the first mixture's name."""
+    shutil.copytree(Path(prepared.data_root, "wav8k"), tmp_path / "mix" / "wav8k")
+    mixture = next(iter(read_manifest(prepared.manifests["dev"]).values()))
+    return tmp_path / "mix", mixture["mixture_id"]
+
+
+def _move(folder, name):
+    folder.rename(folder.with_name(name))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named", "reason"),
+    [
+        (lambda dev, name: (dev / "s2" / name).unlink(), "s2/{name}", "no such file"),
+        (
+            lambda dev, name: write_audio(dev / "s2" / name, np.zeros(99), 8000),
+            "s2/{name}",
+            "has 99 samples, its mixture",
+        ),
+        (
+            lambda dev, name: write_audio(dev / "s1" / name, np.zeros(99), 16000),
+            "s1/{name}",
+            "16000 Hz, but 8000 Hz",
+        ),
+        (lambda dev, name: (dev / "s1" / name).write_text(""), "s1/{name}", "read"),
+        (lambda dev, name: _move(dev / "s2", "t2"), "s2", "no such folder"),
+        (lambda dev, name: _move(dev / "mix_clean", "mix"), "mix_clean", "no mixtures"),
+        (lambda dev, name: (dev / "s3").mkdir(), "s3/{name}", "no such file"),
+    ],
+)
+def test_bad_generated_folder_is_named(generated, tmp_path, spoil, named, reason):
+    root, mixture_id = generated
+    dev = root / "wav8k" / "min" / "dev"
+    spoil(dev, f"{mixture_id}.wav")
+    with pytest.raises(DataError, match=reason) as caught:
+        prepare_librimix(tmp_path / "out", data_folder=root, subsets=["dev"])
+    assert named.format(name=f"{mixture_id}.wav") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "no data given: give data_folder"),
+        ({"librispeech_folder": "x"}, "git clone https://github.com/JorisCos/LibriMix"),
+        ({"librimix_metadata": "x"}, "needs librispeech_folder"),
+        ({"data_folder": "x", "librispeech_folder": "x"}, "not both"),
+        ({"data_folder": "no such"}, "no such.*data_folder has to be"),
+        ({"data_folder": "x", "subsets": ["train"]}, "'train' is not one of train-100"),
+        ({"data_folder": "x", "sample_rate": 44100}, "44100 is not one of 8000, 16000"),
+        ({"data_folder": "x", "peers": "on"}, "'on' is not one of off, listed, drawn"),
+    ],
+)
+def test_wrong_arguments_are_explained(tmp_path, given, reason):
+    with pytest.raises(DataError, match=reason):
+        prepare_librimix(tmp_path, **given)
+
+
+def test_mistakes_show_before_anything_is_rendered(own_corpus, tmp_path):
+    next(own_corpus.librispeech_folder.glob("test-clean/*/*/*.flac")).unlink()
+    with pytest.raises(DataError, match=r"no such file, but .*_test-clean\.csv"):
+        prepare_librimix(tmp_path / "out", **own_corpus._asdict())
+    (tmp_path / "map").write_text("one two")
+    with pytest.raises(DataError, match="line 1"):
+        prepare_librimix(
+            tmp_path / "out",
+            **own_corpus._asdict(),
+            subsets=["train-100", "dev"],
+            enrollment_maps={"dev": tmp_path / "map"},
+        )
+    assert not list((tmp_path / "out").rglob("*.wav"))
+
+
+def test_speaker_without_enrollment_is_listed(tmp_path):
+    corpus = write_corpus(tmp_path, n_utterances=1, parts=["dev-clean"])
+    with pytest.raises(DataError, match="single utterance: 200, 201, 202, 203;"):
+        prepare_librimix(tmp_path / "out", **corpus._asdict(), subsets=["dev"])
+
+
+def run_command(*arguments):
+    """Runs the preparation command."""
+    return subprocess.run(
+        [sys.executable, COMMAND, *arguments], capture_output=True, text=True
+    )
+
+
+def test_command_in_folders_with_spaces_and_unicode(own_corpus, prepared, tmp_path):
+    folder = tmp_path / "Größe {0} 音"
+    folder.mkdir()
+    shutil.move(own_corpus.librispeech_folder, folder / "Libri Speech")
+    shutil.move(own_corpus.librimix_metadata, folder / "Libri2Mix é")
+    done = run_command(
+        *("--librispeech_folder", folder / "Libri Speech"),
+        *("--librimix_metadata", folder / "Libri2Mix é"),
+        *("--output_folder", folder / "out put"),
+        *("--subsets", "train-100", "dev", "--peers", "listed"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train-100: 12 mixtures" in done.stderr
+    assert "Rendering" in done.stderr
+    for subset in ("train-100", "dev"):
+        name = Path(prepared.manifests[subset]).relative_to(prepared.data_root)
+        rows = read_manifest(folder / "out put" / name, folder / "out put")
+        expected = read_manifest(prepared.manifests[subset], folder / "out put")
+        assert rows == expected
+        assert all(Path(row["mixture"]).is_file() for row in rows.values())
+
+
+def test_command_reports_wrong_data_in_one_line(tmp_path):
+    failed = run_command("--data_folder", tmp_path, "--output_folder", tmp_path / "out")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: {tmp_path}")
+    assert failed.stderr.count("\n") == 1
+    assert run_command("--output_folder", tmp_path).returncode == 2
