@@ -1,0 +1,202 @@
+"""What the test loop scores: SI-SDR, SDR, PESQ, STOI and the wrong speaker.
+
+Every metric is higher-is-better, and NaN where it has no value for an item
+(a silent output, no speech for PESQ, too short for STOI): one odd item must
+not end a test of thousands. The signals are NumPy arrays and nothing here
+needs torch, so that a scoring process starts fast.
+"""
+
+import math
+import warnings
+
+import numpy as np
+import pystoi
+
+# Its front door fails where torch is missing.
+from fast_bss_eval import numpy as bss_eval
+
+try:
+    import pesq
+except ImportError:
+    pesq = None
+
+METRICS = ("si_sdr", "sdr", "pesq", "stoi")
+
+# A perfect estimate has an infinite ratio, which no mean survives.
+_LIMIT_DB = 100.0
+_SDR_FILTER = 512
+_PESQ_MODES = {8000: "nb", 16000: "wb"}
+# The C code of PESQ has room for 50 utterances and crashes beyond them.
+_PESQ_MAX_SECONDS = 60
+
+
+def score_item(estimate, target, mixture, interferers, sample_rate):
+    """Scores one extracted utterance and the mixture it was extracted from.
+
+    Arguments
+    ---------
+    estimate : np.ndarray
+        The extracted speech, already scaled, (time,).
+    target : np.ndarray
+        The clean speech of the wanted talker, (time,).
+    mixture : np.ndarray
+        What the model heard, (time,).
+    interferers : sequence of np.ndarray
+        The clean speech of the other talkers, each (time,).
+    sample_rate : int
+        In Hz. PESQ is narrow band at 8000 and wide band at 16000, and has no
+        value at other rates.
+
+    Returns
+    -------
+    dict
+        `si_sdr`, `sdr` (dB), `pesq`, `stoi` of the estimate; the same of the
+        mixture, named `mixture_si_sdr` and so on; the improvements `si_sdri`
+        and `sdri` (dB); and `wrong_speaker`: is the estimate closer (by SI-SDR)
+        to an interferer than to the target? False for a silent estimate.
+
+    Raises
+    ------
+    ValueError
+        If the signals are not one-dimensional and of one length.
+
+    Example
+    -------
+    >>> rng = np.random.default_rng(0)
+    >>> target, interferer = rng.standard_normal((2, 8000))
+    >>> mixture = target + interferer
+    >>> estimate = target + 0.1 * interferer
+    >>> scores = score_item(estimate, target, mixture, [interferer], 8000)
+    >>> round(scores["si_sdri"]), scores["wrong_speaker"]
+    (20, False)
+    """
+    signals = [np.asarray(x, float) for x in (target, estimate, mixture, *interferers)]
+    if signals[0].ndim != 1 or len({x.shape for x in signals}) > 1:
+        shapes = ", ".join(str(x.shape) for x in signals)
+        raise ValueError(
+            "Target, estimate, mixture and interferers must have one shape (time,), "
+            f"not {shapes}. Cut padding off before scoring."
+        )
+    target, estimate, mixture, *interferers = signals
+    scores = _quality(estimate, target, sample_rate)
+    before = _quality(mixture, target, sample_rate)
+    return {
+        **scores,
+        **{f"mixture_{name}": value for name, value in before.items()},
+        "si_sdri": scores["si_sdr"] - before["si_sdr"],
+        "sdri": scores["sdr"] - before["sdr"],
+        "wrong_speaker": any(
+            si_sdr(estimate, x) > scores["si_sdr"] for x in interferers
+        ),
+    }
+
+
+def si_sdr(estimate, target):
+    """Scale-invariant signal-to-distortion ratio of zero-mean signals, in dB.
+
+    Arguments
+    ---------
+    estimate : np.ndarray
+        (time,)
+    target : np.ndarray
+        (time,)
+
+    Returns
+    -------
+    float
+        Within 100 dB of zero; NaN if either signal is silent or not finite.
+
+    Example
+    -------
+    >>> time = np.arange(8000) / 8000
+    >>> target, noise = np.sin(2 * np.pi * np.outer([440, 1000], time))
+    >>> round(si_sdr(5 * (target + 0.1 * noise), target), 3)
+    20.0
+    """
+    if not (_has_signal(estimate) and _has_signal(target)):
+        return math.nan
+    ratio = bss_eval.si_sdr(
+        _full_scale(target), _full_scale(estimate), zero_mean=True, clamp_db=_LIMIT_DB
+    )
+    return float(ratio[0])
+
+
+def why_no_pesq(sample_rate):
+    """One sentence on why PESQ cannot be had here, None if it can.
+
+    Arguments
+    ---------
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    str or None
+    """
+    if sample_rate not in _PESQ_MODES:
+        return f"PESQ is defined at 8000 and 16000 Hz, not at {sample_rate} Hz."
+    if pesq is None:
+        return (
+            "The package pesq is not installed: it is published as source, so it "
+            "needs a C compiler and `pip install pesq`."
+        )
+    return None
+
+
+def _quality(estimate, target, sample_rate):
+    """The four metrics of one signal, as a dict of floats."""
+    if not (_has_signal(estimate) and _has_signal(target)):
+        return dict.fromkeys(METRICS, math.nan)
+    return {
+        "si_sdr": si_sdr(estimate, target),
+        "sdr": _sdr(estimate, target),
+        "pesq": _pesq(estimate, target, sample_rate),
+        "stoi": _stoi(estimate, target, sample_rate),
+    }
+
+
+def _sdr(estimate, target):
+    # A filter as long as the signal explains everything.
+    if target.size <= _SDR_FILTER:
+        return math.nan
+    try:
+        ratio = bss_eval.sdr(
+            _full_scale(target),
+            _full_scale(estimate),
+            filter_length=_SDR_FILTER,
+            clamp_db=_LIMIT_DB,
+        )
+    except np.linalg.LinAlgError:
+        return math.nan
+    return float(ratio[0])
+
+
+def _pesq(estimate, target, sample_rate):
+    too_long = target.size > _PESQ_MAX_SECONDS * sample_rate
+    if why_no_pesq(sample_rate) or too_long:
+        return math.nan
+    try:
+        return float(pesq.pesq(sample_rate, target, estimate, _PESQ_MODES[sample_rate]))
+    # It fails to round a NaN where the level is below what float32 holds.
+    except (pesq.PesqError, ValueError):
+        return math.nan
+
+
+def _stoi(estimate, target, sample_rate):
+    with warnings.catch_warnings():
+        # pystoi warns and returns 1e-5 where too little speech is left.
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(pystoi.stoi(target, estimate, sample_rate))
+        # Shorter than a frame, pystoi fails with an AxisError.
+        except (RuntimeWarning, np.exceptions.AxisError):
+            return math.nan
+
+
+def _has_signal(signal):
+    return signal.size > 0 and np.isfinite(signal).all() and np.ptp(signal) > 0
+
+
+def _full_scale(signal):
+    """To a peak of one, as fast_bss_eval takes very quiet signals for silence."""
+    return (signal / np.abs(signal).max())[np.newaxis]
