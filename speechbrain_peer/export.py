@@ -1,0 +1,176 @@
+"""From a training run to a folder that `TargetSpeechExtraction` loads."""
+
+import shutil
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+from hyperpyyaml import RefTag, dump_hyperpyyaml, resolve_references
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.logger import get_logger
+from torch.nn.parallel import DistributedDataParallel
+
+from speechbrain_peer.loading import (
+    HPARAMS_FILE,
+    WEIGHTS_FILE,
+    check_yaml,
+    load_model,
+)
+
+logger = get_logger(__name__)
+
+# What extraction runs, in its order; a training run may have further modules.
+STAGES = (
+    "encoder",
+    "speaker_encoder",
+    "separator",
+    "predictor1",
+    "predictor2",
+    "mask_head",
+    "decoder",
+)
+
+HEADER = f"""\
+# A target speech extraction model. These are the stages, whose weights are in
+# {WEIGHTS_FILE} beside this file. To use it:
+#   from speechbrain_peer.inference import TargetSpeechExtraction
+#   model = TargetSpeechExtraction.from_hparams(source="path of this folder")
+#   model.extract_file("mixture.wav", "enrollment.wav", output_path="target.wav")
+
+"""
+
+
+@main_process_only
+def export_model(hparams_file, modules, folder, extra=None):
+    """Writes what inference needs of a training run: a YAML and the weights.
+
+    The folder appears whole or not at all, after it has been loaded for a test; an
+    older export in its place stays until then.
+
+    Arguments
+    ---------
+    hparams_file : str or pathlib.Path
+        The YAML of the run, with the overrides in it: SpeechBrain writes it into the
+        output folder as `hyperparams.yaml`. It has `sample_rate` and `modules`.
+    modules : mapping of str to torch.nn.Module
+        The trained modules, such as `Brain.modules`, also as DDP or torch.compile
+        wrap them.
+    folder : str or pathlib.Path
+        Where to export to.
+    extra : dict, optional
+        Further entries for the YAML, plain values.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks an entry, or the folder holds other files.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    with open(hparams_file, encoding="utf-8") as stream:
+        hparams = _inference_hparams(stream, hparams_file)
+    hparams.update(extra or {})
+    stages = torch.nn.ModuleDict(
+        {name: _unwrapped(modules[name]) for name in hparams["modules"]}
+    )
+
+    temporary = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    temporary.mkdir(parents=True)
+    try:
+        _write_hparams(hparams, temporary / HPARAMS_FILE)
+        torch.save(stages.state_dict(), temporary / WEIGHTS_FILE)
+        # Trusted: these are the classes of the run that is calling.
+        load_model(temporary, trust=True)
+        _warn_if_unsafe(temporary / HPARAMS_FILE)
+        _replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _inference_hparams(stream, name):
+    """The entries for inference: the rate, the stages, and `modules`."""
+    run = ruamel.yaml.YAML().load(resolve_references(stream))
+    for key in ("sample_rate", "modules"):
+        if key not in run:
+            raise ValueError(f"{name}: has no entry '{key}', which export needs")
+    copies = {}
+    stages = {
+        key: _without_comments(run["modules"][key], copies)
+        for key in STAGES
+        if key in run["modules"]
+    }
+    return {
+        "sample_rate": run["sample_rate"],
+        **stages,
+        "modules": {key: RefTag(f"<{key}>") for key in stages},
+    }
+
+
+def _without_comments(node, copies):
+    """Copies a YAML node: a comment may speak of what follows in the run's file.
+
+    `copies` holds the objects already copied, by identity: what two stages share,
+    they go on sharing.
+    """
+    if id(node) in copies:
+        return copies[id(node)]
+    if isinstance(node, dict):
+        copy = CommentedMap(
+            (key, _without_comments(value, copies)) for key, value in node.items()
+        )
+    elif isinstance(node, list):
+        copy = CommentedSeq(_without_comments(value, copies) for value in node)
+    else:
+        return node
+    if node.tag.value:
+        copy.yaml_set_ctag(node.tag)
+        copies[id(node)] = copy
+    return copy
+
+
+def _unwrapped(module):
+    """The module inside of DDP, data-parallel and compiled ones."""
+    if isinstance(module, (DistributedDataParallel, torch.nn.DataParallel)):
+        return _unwrapped(module.module)
+    return getattr(module, "_orig_mod", module)
+
+
+def _write_hparams(hparams, path):
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.write(HEADER)
+        dump_hyperpyyaml(hparams, stream)
+
+
+def _warn_if_unsafe(path):
+    try:
+        check_yaml(path.read_text(encoding="utf-8"), path)
+    except ValueError as refusal:
+        logger.warning(f"The exported model needs trust=True: {refusal}")
+
+
+def _check_replaceable(folder):
+    """Only an export may be replaced: other files in a folder would be lost."""
+    if not folder.exists():
+        return
+    others = {path.name for path in folder.iterdir()} - {HPARAMS_FILE, WEIGHTS_FILE}
+    if others:
+        raise ValueError(
+            f"{folder}: holds other files ({', '.join(sorted(others))}), which an "
+            "export would remove; give a folder of its own"
+        )
+
+
+def _replace_folder(new, folder):
+    old = folder.with_name(f".{folder.name}.replaced")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,362 @@
+"""Export and loading: whole folders, strict weights, and no code of strangers."""
+
+import os
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import tiny_model
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.core import create_experiment_directory
+from tiny_model import TRAINING_YAML, build, export, write_run
+
+from speechbrain_peer.export import STAGES, export_model
+from speechbrain_peer.loading import check_yaml, load_model
+from speechbrain_peer.nnet.filterbank import Encoder
+from speechbrain_peer.peer_learning import extract
+
+HPARAMS = sorted((Path(__file__).parents[1] / "hparams").glob("*.yaml"))
+YAML, WEIGHTS = "hyperparams.yaml", "weights.ckpt"
+
+
+def same_weights(modules, others):
+    ours, theirs = modules.state_dict(), others.state_dict()
+    return all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def edit_weights(folder, change):
+    weights = torch.load(folder / WEIGHTS, weights_only=True)
+    change(weights)
+    torch.save(weights, folder / WEIGHTS)
+
+
+def test_export_holds_the_trained_stages_and_nothing_else(tmp_path):
+    folder = tmp_path / "süße Modelle" / "to use"
+    trained = export(folder)
+    modules, hparams = load_model(folder)
+    assert tuple(modules) == STAGES
+    assert set(hparams) == {*STAGES, "sample_rate", "modules"}
+    assert hparams["sample_rate"] == 8000
+    assert same_weights(modules, trained)
+    assert {path.name for path in folder.iterdir()} == {YAML, WEIGHTS}
+
+    mixtures, enrollments = torch.randn(2, 1, 4000)
+    embeddings = trained["speaker_encoder"](enrollments)
+    torch.testing.assert_close(
+        extract(modules, mixtures, modules["speaker_encoder"](enrollments)),
+        extract(trained, mixtures, embeddings),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_exported_yaml_is_literal_and_readable(tmp_path):
+    export(tmp_path / "model")
+    text = (tmp_path / "model" / YAML).read_text(encoding="utf-8")
+    assert text.startswith("# A target speech extraction model.")
+    assert "\n  encoder: !ref <encoder>\n" in text
+    assert "\n  in_channels: 32\n" in text  # was "!ref <n_filters> * 2"
+    for leftover in ("A loss needs it", "classifier", "optimizer", "!apply", "&id"):
+        assert leftover not in text
+
+
+def test_export_of_what_speechbrain_saves_with_overrides(tmp_path, monkeypatch):
+    """The resolved YAML of a run, which refers to stages by YAML aliases."""
+    monkeypatch.setattr("sys.excepthook", print)  # it is replaced for good otherwise
+    run = tmp_path / "run"
+    overrides = {"n_filters": 24, "exchange": "none"}
+    create_experiment_directory(
+        str(run), write_run(tmp_path / "recipe"), overrides, save_env_desc=False
+    )
+    trained = load_hyperpyyaml(TRAINING_YAML, overrides)["modules"]
+    folder = export_model(
+        run / YAML, trained, tmp_path / "model", extra={"backbone": "TD-SpeakerBeam"}
+    )
+    modules, hparams = load_model(folder)
+    assert hparams["backbone"] == "TD-SpeakerBeam"
+    assert modules["encoder"].weight.shape == (24, 16)
+    assert same_weights(modules, torch.nn.ModuleDict(trained))
+
+
+@pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.name)
+def test_every_recipe_exports_a_model_that_needs_no_trust(path, tmp_path):
+    overrides = {"results_folder": str(tmp_path)}
+    trained = load_hyperpyyaml(path.read_text(encoding="utf-8"), overrides)["modules"]
+    modules, _ = load_model(export_model(path, trained, tmp_path / "model"))
+    assert same_weights(modules, torch.nn.ModuleDict(trained))
+
+
+def test_stages_keep_what_they_share(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "sample_rate: 8000\n"
+        "shared: !new:torch.nn.Linear {in_features: 2, out_features: 2}\n"
+        "encoder: !new:torch.nn.Sequential [!ref <shared>]\n"
+        "decoder: !new:torch.nn.Sequential [!ref <shared>]\n"
+        "modules: {encoder: !ref <encoder>, decoder: !ref <decoder>}\n"
+    )
+    hparams = load_hyperpyyaml(path.read_text())
+    modules, _ = load_model(export_model(path, hparams["modules"], tmp_path / "model"))
+    assert modules["encoder"][0] is modules["decoder"][0]
+
+
+def test_wrapped_modules_are_exported_bare(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # torchrun does; SpeechBrain asks
+    trained = build()
+    wrapped = torch.nn.ModuleDict(trained.items())
+    wrapped["separator"] = torch.compile(wrapped["separator"])
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        for name in ("encoder", "separator"):
+            wrapped[name] = torch.nn.parallel.DistributedDataParallel(wrapped[name])
+        folder = export_model(write_run(tmp_path / "run"), wrapped, tmp_path / "model")
+    finally:
+        torch.distributed.destroy_process_group()
+    modules, _ = load_model(folder)
+    assert same_weights(modules, trained)
+
+
+def test_export_replaces_an_older_one_only_when_complete(tmp_path):
+    folder = tmp_path / "model"
+    first = export(folder, seed=1)
+    broken = build(seed=2)
+    broken["encoder"] = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="encoder"):
+        export_model(tmp_path / "run" / YAML, broken, folder)
+    assert same_weights(load_model(folder)[0], first)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "model"}
+
+    second = export(folder, seed=2)
+    assert not same_weights(first, second)
+    assert same_weights(load_model(folder)[0], second)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "model"}
+
+
+def test_export_removes_no_files_of_others(tmp_path):
+    notes = tmp_path / "model" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        export(tmp_path / "model")
+    assert notes.read_text() == "mine"
+
+
+def test_export_names_a_missing_entry(tmp_path):
+    path = write_run(tmp_path)
+    edit(path, "sample_rate: 8000", "rate: 8000")
+    with pytest.raises(ValueError, match="sample_rate"):
+        export_model(path, build(), tmp_path / "model")
+
+
+def test_a_stage_of_another_package_is_exported_with_a_warning(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(tiny_model, "OwnEncoder", Encoder, raising=False)
+    path = write_run(tmp_path)
+    edit(path, Encoder.__module__ + ".Encoder", "tiny_model.OwnEncoder")
+    folder = export_model(path, build(), tmp_path / "model")
+    assert "trust=True" in caplog.text
+    with pytest.raises(ValueError, match=r"tiny_model\.OwnEncoder"):
+        load_model(folder)
+    load_model(folder, trust=True)
+
+
+ATTACKS = [
+    "x: !apply:os.system [touch PWNED]",
+    "x: !applyref:os.system [touch PWNED]",
+    "x: !new:subprocess.Popen [[touch, PWNED]]",
+    "x: !name:os.system [touch PWNED]",
+    "x: !module:antigravity",
+    "x: !include:other.yaml",
+    "x: !PLACEHOLDER",
+    "x: !!python/object/apply:os.system [touch PWNED]",
+    "x: !<tag:yaml.org,2002:python/object/apply:os.system> [touch PWNED]",
+    # HyperPyYAML parses text in parentheses with Python tags: also a quoted one in
+    # the first file that a process loads, and one put together from harmless parts.
+    """x: (!!python/object/apply:os.system ["touch PWNED"])""",
+    """x: '(!!python/object/apply:os.system ["touch PWNED"])'""",
+    """x: !tuple "-!!python/object/apply:os.system ['touch PWNED']-" """,
+    """? (!!python/object/apply:os.system ["touch PWNED"])\n: 1""",
+    """a: "(!!python/object/"\nb: "apply:os.system ['touch PWNED'])"\nx: !ref <a><b>""",
+    """a: "(!!python/object/apply:os.system ['touch PWNED']"\nc: "<a>)"\nx: !ref <c>""",
+    """e: ''\nb: "<e>(!!python/object/apply:os.system ['touch PWNED'])"\nx: !ref <b>""",
+    # Allowed packages lead to others, and have functions and other classes.
+    "x: !new:torch.hub.load [a, b]",
+    "x: !new:speechbrain_peer.inference.Pretrained",
+    "x: !new:speechbrain_peer.training.checkpoints.SafeCheckpointer [PWNED]",
+    "x: !name:torch.load",
+    "x: !new:torch.nn.functional.torch.utils.data.DataLoader {dataset: [1]}",
+    "x: !name:torch.nn.functional.torch.hub.load",
+    "x: !name:speechbrain_peer.export.export_model {folder: /tmp/x}",
+    "x: !name:speechbrain_peer.inference.os.system",
+    "x: !new:speechbrain.lobes.models.beats.BEATs {ckp_path: evil.ckpt}",
+    "x: !new:speechbrain_peerless.Thing",
+    "x: !new:torch.nn",
+    "x: !new:torch.nn.Missing",
+    # Attributes of what has been built, tags by another name, merged mappings.
+    "a: !new:torch.nn.ReLU\nx: !ref <a.__class__>",
+    "%TAG !e! tag:yaml.org,2002:python/\n---\nx: !e!name:os.system",
+    "%TAG ! !new:torch.nn.\n---\nx: !ReLU",
+    "a: &a {b: 1}\nx:\n  <<: *a",
+    "x: [1, {y: &z !apply:os.system [touch PWNED]}]",
+    "",
+    "a: 1\n---\nx: 2",
+    "x: [1",
+]
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_a_yaml_that_could_run_code_is_refused_before_it_does(
+    text, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / YAML).write_text(text, encoding="utf-8")
+    (tmp_path / WEIGHTS).touch()
+    with pytest.raises(ValueError, match=r"not allowed in a model|not valid YAML"):
+        load_model(tmp_path)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_the_least_visible_attack_is_real(tmp_path, monkeypatch):
+    """Why text in parentheses is refused."""
+    monkeypatch.chdir(tmp_path)
+    load_hyperpyyaml("""x: (!!python/object/apply:os.system ["touch PWNED"])""")
+    assert (tmp_path / "PWNED").exists()
+
+
+def test_refusal_names_the_line_and_the_cure():
+    text = "a: 1\nb:\n  - !apply:os.system [ls]\n"
+    with pytest.raises(ValueError, match=r"m\.yaml, line 3: !apply:os\.system.*trust"):
+        check_yaml(text, "m.yaml")
+
+
+def test_plain_values_and_layers_are_accepted():
+    check_yaml(
+        "rate: 8000\nlr: 1.0e-3\nname: 'a (b) <- c'\nnone: null\nday: 2026-01-01\n"
+        "kernels: (20, 80, 160)\nlist: &l [1, 2]\nagain: *l\ndeep: {a: {b: yes}}\n"
+        "act: !name:torch.nn.PReLU {init: 0.1}\nx: !ref <deep[a]>\n"
+        "norm: !new:speechbrain.nnet.normalization.BatchNorm1d {input_size: 2}\n"
+        "stft: !new:speechbrain.processing.features.STFT {sample_rate: 8000}\n",
+        "model.yaml",
+    )
+
+
+def test_trust_builds_anything(tmp_path):
+    export(tmp_path / "model")
+    with open(tmp_path / "model" / YAML, "a", encoding="utf-8") as file:
+        file.write("cwd: !apply:os.getcwd []\n")
+    with pytest.raises(ValueError, match="getcwd"):
+        load_model(tmp_path / "model")
+    _, hparams = load_model(tmp_path / "model", trust=True)
+    assert hparams["cwd"] == os.getcwd()
+
+
+def test_weights_are_strict_and_all_misfits_are_named(tmp_path):
+    export(tmp_path / "model")
+
+    def change(weights):
+        del weights["decoder.weight"]
+        weights["mask_head.extra"] = torch.zeros(1)
+        weights["encoder.weight"] = torch.zeros(3, 16)
+
+    edit_weights(tmp_path / "model", change)
+    with pytest.raises(ValueError, match=r"weights\.ckpt") as error:
+        load_model(tmp_path / "model")
+    for name in ("decoder.weight", "mask_head.extra", "encoder.weight", r"[3, 16]"):
+        assert name in str(error.value)
+
+
+class Touch:
+    def __reduce__(self):
+        return os.system, ("touch PWNED",)
+
+
+@pytest.mark.parametrize("content", ["pickle", "rubbish", "empty", "cut", "tensor"])
+def test_unusable_weights_are_named(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(tmp_path / "model")
+    path = tmp_path / "model" / WEIGHTS
+    whole = path.read_bytes()
+    if content in ("pickle", "tensor"):
+        torch.save(Touch() if content == "pickle" else torch.zeros(1), path)
+    else:
+        part = {
+            "rubbish": b"not weights",
+            "empty": b"",
+            "cut": whole[: len(whole) // 2],
+        }
+        path.write_bytes(part[content])
+    with pytest.raises(ValueError, match=r"weights\.ckpt"):
+        load_model(tmp_path / "model")
+    assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize("name", [YAML, WEIGHTS])
+def test_a_missing_file_is_named(name, tmp_path):
+    export(tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        load_model(tmp_path / "model")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model here"):
+        load_model(tmp_path / "no model here")
+
+
+def test_a_local_folder_is_read_in_place(tmp_path):
+    """An old savedir must not win over a new source, as with SpeechBrain's."""
+    first, second = export(tmp_path / "a", seed=1), export(tmp_path / "b", seed=2)
+    savedir = tmp_path / "saved"
+    assert same_weights(load_model(tmp_path / "a", savedir)[0], first)
+    assert same_weights(load_model(tmp_path / "b", savedir)[0], second)
+    assert not savedir.exists()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub cache that holds two models, and no network."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    revision = "0" * 40
+    for name in ("one", "two"):
+        repository = cache / f"models--somebody--{name}"
+        export(repository / "snapshots" / revision)
+        shutil.rmtree(repository / "snapshots" / "run")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(revision)
+
+
+def test_a_model_of_the_hub_is_loaded_with_and_without_savedir(hub, tmp_path):
+    modules, _ = load_model("somebody/one")
+    assert tuple(modules) == STAGES
+    for _ in range(2):
+        load_model("somebody/one", tmp_path / "saved")
+    assert (tmp_path / "saved" / WEIGHTS).exists()
+
+
+def test_a_savedir_of_another_model_is_refused(hub, tmp_path):
+    load_model("somebody/one", tmp_path / "saved")
+    with pytest.raises(
+        ValueError, match=r"somebody/one.*somebody/two.*another savedir"
+    ):
+        load_model("somebody/two", tmp_path / "saved")
+    (tmp_path / "saved" / "source.txt").unlink()
+    with pytest.raises(ValueError, match="unknown source"):
+        load_model("somebody/two", tmp_path / "saved")
+
+
+def test_an_unknown_model_of_the_hub_is_named(hub, tmp_path):
+    with pytest.raises(FileNotFoundError, match="'somebody/three' is neither"):
+        load_model("somebody/three", tmp_path / "saved")

@@ -1,0 +1,354 @@
+"""Extraction from tensors and files with an exported model."""
+
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy.signal import resample_poly
+from tiny_model import SAMPLE_RATE, export
+
+from speechbrain_peer.data.audio import AudioError
+from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.peer_learning import extract
+from speechbrain_peer.recordings import Recording, read_recording, write_recording
+from speechbrain_peer.signal import match_level
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model with random weights."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export(folder)
+    return TargetSpeechExtraction.from_hparams(source=folder)
+
+
+@pytest.fixture
+def identity(tmp_path):
+    """A model whose estimate is the mixture, but for half a frame at both ends."""
+    export(tmp_path / "identity")
+    model = TargetSpeechExtraction.from_hparams(tmp_path / "identity")
+    with torch.no_grad():
+        model.mods.encoder.weight.copy_(torch.eye(16))
+        model.mods.decoder.weight.copy_(0.5 * torch.eye(16))
+        model.mods.mask_head.linear.weight.zero_()
+        model.mods.mask_head.linear.bias.fill_(1.0)
+    return model
+
+
+def noise(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(*shape, generator=generator)
+
+
+def tones(rate, seconds=1.0):
+    """What every sample rate in these tests can hold, (time,)."""
+    time = np.arange(int(rate * seconds)) / rate
+    signal = np.sin(2 * np.pi * 440 * time) + np.sin(2 * np.pi * 1234 * time + 1)
+    return 0.2 * signal
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """A mixture and an enrollment at the model's rate, as float files."""
+    folder = tmp_path / "mixtures and ünicode"
+    folder.mkdir()
+    paths = folder / "mixture.wav", folder / "enrollment.wav"
+    for seed, path in enumerate(paths):
+        samples = noise(8000 + 4000 * seed, seed=seed).numpy()
+        soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
+    return paths
+
+
+def read(path):
+    return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+
+
+def test_batch_is_what_the_stages_compute_with_the_level_in_the_mixture(model):
+    mixtures, enrollments = noise(2, 6000), noise(2, 9000, seed=1)
+    embeddings = model.mods["speaker_encoder"](enrollments)
+    expected = match_level(extract(model.mods, mixtures, embeddings), mixtures)
+    estimates = model.extract_batch(mixtures, enrollments)
+    torch.testing.assert_close(estimates, expected, rtol=0, atol=1e-6)
+    # A projection: what it leaves of the mixture is orthogonal to it.
+    assert estimates.abs().max() > 1e-3
+    rest = ((mixtures - estimates) * estimates).sum(1)
+    assert rest.abs().max() < 1e-5 * estimates.square().sum(1).min()
+
+
+def test_embeddings_stand_for_enrollments(model):
+    mixtures, enrollments = noise(2, 3000), noise(2, 4000, seed=1)
+    lens = torch.tensor([1.0, 0.5])
+    embeddings = model.encode_speaker(enrollments, lens)
+    assert embeddings.shape == (2, 16)
+    torch.testing.assert_close(
+        model(mixtures, embeddings=embeddings),
+        model.extract_batch(mixtures, enrollments, enrollment_lens=lens),
+    )
+
+
+def test_padded_items_give_what_they_give_alone(model):
+    lengths, enrollment_lengths = [8000, 5003, 2500], [6000, 9000, 2001]
+    # What is in the padding must not matter.
+    mixtures, enrollments = noise(3, 8000), noise(3, 9000, seed=1)
+    estimates = model.extract_batch(
+        mixtures,
+        enrollments,
+        mixture_lens=torch.tensor(lengths) / 8000,
+        enrollment_lens=torch.tensor(enrollment_lengths) / 9000,
+    )
+    for item, (length, enrolled) in enumerate(
+        zip(lengths, enrollment_lengths, strict=True)
+    ):
+        alone = model.extract_batch(
+            mixtures[item : item + 1, :length], enrollments[item : item + 1, :enrolled]
+        )
+        torch.testing.assert_close(
+            estimates[item, :length], alone[0], rtol=0, atol=1e-4 * alone.abs().max()
+        )
+        assert not estimates[item, length:].any()
+
+
+def test_a_representation_is_filters_by_frames_and_decodes(identity):
+    mixtures = noise(2, 800)
+    representation = identity.encode_batch(mixtures)
+    assert representation.shape == (2, 16, 99)
+    waveforms = identity.decode_batch(representation, length=800)
+    torch.testing.assert_close(waveforms[:, 8:-8], mixtures[:, 8:-8])
+
+
+def test_a_silent_mixture_gives_silence(model):
+    estimates = model.extract_batch(torch.zeros(1, 3000), noise(1, 3000))
+    assert torch.equal(estimates, torch.zeros(1, 3000))
+
+
+def test_a_mixture_shorter_than_a_frame_is_extracted(model):
+    estimates = model.extract_batch(noise(1, 5), noise(1, 3000, seed=1))
+    assert estimates.shape == (1, 5)
+    assert estimates.isfinite().all()
+
+
+def test_parameters_are_frozen_unless_asked_for(model, tmp_path):
+    assert not any(weight.requires_grad for weight in model.parameters())
+    export(tmp_path / "model")
+    trainable = TargetSpeechExtraction.from_hparams(
+        tmp_path / "model", freeze_params=False
+    )
+    trainable.extract_batch(noise(1, 3000), noise(1, 3000)).sum().backward()
+    assert trainable.mods["speaker_encoder"].linear.weight.grad is not None
+
+
+def test_bf16_is_close_and_returns_fp32(model, tmp_path):
+    export(tmp_path / "model")
+    fast = TargetSpeechExtraction.from_hparams(
+        tmp_path / "model", run_opts={"precision": "bf16", "device": "cpu"}
+    )
+    mixtures, enrollments = noise(1, 4000), noise(1, 4000, seed=1)
+    estimates = fast.extract_batch(mixtures, enrollments)
+    expected = model.extract_batch(mixtures, enrollments)
+    assert estimates.dtype == torch.float32
+    assert (estimates - expected).norm() < 0.1 * expected.norm()
+
+
+NAN = torch.full((1, 3000), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"enrollments": None}, "either enrollments or embeddings"),
+        ({"embeddings": torch.ones(2, 16)}, "either enrollments or embeddings"),
+        ({"enrollments": noise(1, 3000)}, "2 mixtures need as many"),
+        ({"enrollments": noise(3, 3000)}, "2 mixtures need as many"),
+        ({"enrollments": None, "embeddings": torch.ones(3, 16)}, "2 mixtures need"),
+        ({"enrollments": None, "embeddings": torch.ones(16)}, "2 mixtures need"),
+        ({"enrollments": None, "embeddings": NAN.expand(2, -1)}, "embeddings hold NaN"),
+        ({"mixtures": noise(3000)}, r"mixtures must be \(batch, time\).*\(3000,\)"),
+        ({"mixtures": noise(2, 0)}, r"mixtures must be \(batch, time\)"),
+        ({"mixtures": torch.cat([noise(1, 3000), NAN])}, r"mixtures hold NaN.*\[1\]"),
+        ({"mixtures": torch.ones(2, 3000, dtype=torch.int16)}, "floating point"),
+        ({"enrollments": torch.cat([NAN, noise(1, 3000)])}, r"enrollments hold.*\[0\]"),
+        ({"enrollments": torch.eye(2, 3000)[:, 1:]}, r"silent.*\[0\]"),
+        ({"enrollments": noise(2, 100)}, "0.013 s is too short"),
+        ({"enrollment_lens": [1.0, 0.01]}, "too short"),
+        ({"mixture_lens": [1.0]}, "lengths of mixtures must be 2"),
+        ({"mixture_lens": [3000, 2000]}, r"lengths of mixtures must be.*\(0, 1\]"),
+        ({"mixture_lens": [1.0, 0.0]}, "lengths of mixtures must be"),
+    ],
+)
+def test_wrong_input_is_explained(model, arguments, message):
+    defaults = {"mixtures": noise(2, 3000), "enrollments": noise(2, 3000)}
+    with pytest.raises(ValueError, match=message):
+        model.extract_batch(**{**defaults, **arguments})
+
+
+def test_enrollment_that_is_silent_where_it_is_not_padded_is_silent(model):
+    enrollments = torch.cat([torch.zeros(1, 2000), torch.ones(1, 2000)], dim=1)
+    with pytest.raises(ValueError, match="silent"):
+        model.encode_speaker(enrollments, torch.tensor([0.5]))
+
+
+def test_missing_modules_are_named(model):
+    modules = {name: model.mods[name] for name in ("encoder", "separator", "decoder")}
+    with pytest.raises(ValueError, match="speaker_encoder, mask_head"):
+        TargetSpeechExtraction(modules, {"sample_rate": SAMPLE_RATE})
+
+
+def test_a_file_gives_what_its_samples_give(model, audio, tmp_path):
+    mixture_path, enrollment_path = audio
+    estimate = model.extract_file(mixture_path, enrollment_path)
+    expected = model.extract_batch(
+        read(mixture_path)[None], read(enrollment_path)[None]
+    )
+    torch.testing.assert_close(estimate, expected[0], rtol=0, atol=1e-5)
+
+    output = tmp_path / "new folder" / "schätzung 1.wav"
+    assert model.extract_file(*map(str, audio), output_path=output) == output
+    torch.testing.assert_close(read(output), expected[0], rtol=0, atol=1e-5)
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
+def test_any_rate_and_channels_keep_time_level_and_length(
+    identity, audio, tmp_path, rate, channels
+):
+    signal = tones(rate)[:-1]
+    path = tmp_path / "recording.flac"
+    # The channels' mean is the signal.
+    balance = np.linspace(0.5, 1.5, channels) if channels > 1 else np.ones(1)
+    soundfile.write(path, signal[:, None] * balance, rate)
+    output = identity.extract_file(path, audio[1], output_path=tmp_path / "out.flac")
+    info = soundfile.info(output)
+    assert (info.samplerate, info.frames, info.channels) == (rate, len(signal), 1)
+    inner = slice(rate // 20, -rate // 20)  # away from the ends of the filters
+    error = read(output).numpy()[inner] - signal[inner]
+    assert np.abs(error).max() < 0.01 * np.abs(signal).max()
+
+
+def test_enrollment_is_resampled_to_the_rate_of_the_model(model, audio, tmp_path):
+    enrollment = tones(16000)
+    soundfile.write(tmp_path / "fast.wav", enrollment, 16000, subtype="FLOAT")
+    slow = torch.from_numpy(resample_poly(np.float32(enrollment), 1, 2))
+    torch.testing.assert_close(
+        model.extract_file(audio[0], tmp_path / "fast.wav"),
+        model.extract_file(audio[0], embedding=model.encode_speaker(slow[None])),
+    )
+
+
+def test_embeddings_of_several_enrollments_are_averaged(model, audio):
+    embeddings = [model.encode_speaker(read(path)[None]) for path in audio]
+    mean = (embeddings[0] + embeddings[1]) / 2
+    several = model.extract_file(audio[0], list(audio))
+    torch.testing.assert_close(several, model.extract_file(audio[0], embedding=mean))
+    torch.testing.assert_close(several, model.extract_file(audio[0], embedding=mean[0]))
+
+
+def test_files_of_one_name_do_not_collide(model, audio, tmp_path, monkeypatch):
+    """SpeechBrain's separate_file leaves a link to the first, which it then reads."""
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / audio[0].name
+    soundfile.write(other, noise(5000, seed=5).numpy(), SAMPLE_RATE, subtype="FLOAT")
+    before = set(tmp_path.rglob("*"))
+    estimates = [model.extract_file(path, audio[1]) for path in (audio[0], other.name)]
+    assert [len(estimate) for estimate in estimates] == [8000, 5000]
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "suffix", "expected"),
+    [
+        ("PCM_16", ".wav", "PCM_16"),
+        ("PCM_24", ".wav", "PCM_24"),
+        ("FLOAT", ".wav", "FLOAT"),
+        ("PCM_24", ".flac", "PCM_24"),
+        ("FLOAT", ".flac", "PCM_16"),
+        ("MPEG_LAYER_III", ".WAV", "PCM_16"),
+        ("PCM_16", ".ogg", "VORBIS"),
+    ],
+)
+def test_the_encoding_of_the_mixture_is_kept(tmp_path, source, suffix, expected):
+    recording = Recording(np.float32(tones(8000)), 8000, source)
+    write_recording(tmp_path / f"out{suffix}", recording)
+    assert soundfile.info(tmp_path / f"out{suffix}").subtype == expected
+
+
+def test_output_is_never_clipped(tmp_path, caplog):
+    loud = Recording(np.float32(4 * tones(8000)), 8000, "PCM_16")
+    assert np.abs(loud.samples).max() > 1.4
+    write_recording(tmp_path / "out.wav", loud)
+    np.testing.assert_array_equal(read(tmp_path / "out.wav"), loud.samples)
+    assert not caplog.text
+
+    write_recording(tmp_path / "out.flac", loud)
+    attenuated = read(tmp_path / "out.flac").numpy()
+    scale = np.abs(loud.samples).max()
+    np.testing.assert_allclose(attenuated * scale, loud.samples, atol=1e-4)
+    assert "attenuated by" in caplog.text
+
+
+def test_an_input_is_never_overwritten(model, audio, tmp_path):
+    link = tmp_path / "link.wav"
+    os.link(audio[1], link)
+    before = [path.read_bytes() for path in audio]
+    for output in (audio[0], str(audio[1]), link):
+        with pytest.raises(AudioError, match="is an input"):
+            model.extract_file(*audio, output_path=output)
+    assert [path.read_bytes() for path in audio] == before
+
+
+def test_a_failure_leaves_the_old_output(model, audio, tmp_path):
+    output = tmp_path / "out.wav"
+    output.write_text("old")
+    soundfile.write(tmp_path / "silence.wav", np.zeros(8000), SAMPLE_RATE)
+    with pytest.raises(ValueError, match=r"silence\.wav.*silent"):
+        model.extract_file(audio[0], tmp_path / "silence.wav", output_path=output)
+    assert output.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "content", ["missing", "text", "empty", "nan", "raw", "folder"]
+)
+def test_files_that_cannot_be_read_are_named(model, audio, tmp_path, content):
+    path = tmp_path / ("broken.raw" if content == "raw" else "broken.wav")
+    if content in ("text", "raw"):
+        path.write_text("no audio at all")
+    elif content in ("empty", "nan"):
+        samples = np.full(4000 if content == "nan" else 0, np.nan)
+        soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
+    elif content == "folder":
+        path.mkdir()
+    with pytest.raises(AudioError, match=path.name):
+        model.extract_file(path, audio[1])
+    with pytest.raises(AudioError, match=path.name):
+        model.extract_file(audio[0], [audio[1], path])
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out", "out.raw", "folder.wav"])
+def test_an_impossible_output_is_refused_before_the_work(model, audio, tmp_path, name):
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(AudioError, match=name):
+        model.extract_file("not even read.wav", audio[1], output_path=tmp_path / name)
+
+
+def test_enrollment_paths_or_embedding_not_both_nor_neither(model, audio):
+    with pytest.raises(ValueError, match="either enrollment_paths or embedding"):
+        model.extract_file(audio[0])
+    with pytest.raises(ValueError, match="either enrollment_paths or embedding"):
+        model.extract_file(*audio, embedding=torch.zeros(16))
+    with pytest.raises(ValueError, match="enrollment_paths is empty"):
+        model.extract_file(audio[0], [])
+
+
+def test_real_speech_at_its_own_rate(model, mini_librimix, tmp_path):
+    """LibriSpeech is 16 kHz, the model 8 kHz."""
+    mixture, enrollment = sorted(mini_librimix.rglob("*.flac"))[:2]
+    output = model.extract_file(mixture, enrollment, output_path=tmp_path / "out.flac")
+    mixture, estimate = read_recording(mixture), read_recording(output)
+    assert len(estimate.samples) == len(mixture.samples)
+    assert estimate[1:] == mixture[1:] == (16000, "PCM_16")
+    # A projection is never louder.
+    assert (
+        0 < np.square(estimate.samples).sum() < 1.01 * np.square(mixture.samples).sum()
+    )

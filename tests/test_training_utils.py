@@ -1,0 +1,291 @@
+"""Checkpoints survive kills, and schedules are right for a loss below zero."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.nnet import schedulers as speechbrain_schedulers
+from speechbrain.utils import epoch_loop as speechbrain_epochs
+from speechbrain.utils.checkpoints import Checkpointer
+
+from speechbrain_peer.training.checkpoints import UNFINISHED_PREFIX, SafeCheckpointer
+from speechbrain_peer.training.schedules import (
+    EpochCounterWithStopper,
+    ReduceLROnPlateau,
+)
+
+
+class Killer(torch.nn.Module):
+    """A recoverable in the middle of a save: ends the process, or raises."""
+
+    def __init__(self, how=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.how = how
+
+    def state_dict(self):
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "raise":
+            raise OSError("No space left on device")
+        return super().state_dict()
+
+
+def model_with(value):
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, value)
+    return model
+
+
+def interrupted_save(checkpointer_class, folder, how):
+    """One good checkpoint of weight 1, then a save of weight 2 that breaks off."""
+    checkpointer = checkpointer_class(
+        folder,
+        {"before": model_with(1.0), "killer": Killer(), "model": model_with(1.0)},
+    )
+    checkpointer.save_checkpoint()
+    checkpointer.add_recoverable("before", model_with(2.0))
+    checkpointer.add_recoverable("model", model_with(2.0))
+    checkpointer.add_recoverable("killer", Killer(how))
+    if how == "raise":
+        with pytest.raises(OSError, match="space"):
+            checkpointer.save_checkpoint()
+        return
+    child = os.fork()
+    if child == 0:
+        checkpointer.save_checkpoint()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_interrupted_save_leaves_the_checkpoint_before(tmp_path, how):
+    interrupted_save(SafeCheckpointer, tmp_path, how)
+    before, model = model_with(0.0), model_with(0.0)
+    recoverables = {"before": before, "killer": Killer(), "model": model}
+    checkpointer = SafeCheckpointer(tmp_path, recoverables)
+    assert checkpointer.recover_if_possible() is not None
+    assert before.weight.item() == model.weight.item() == 1.0
+
+    assert list(tmp_path.glob(f"{UNFINISHED_PREFIX}*"))
+    checkpointer.save_checkpoint()
+    assert not list(tmp_path.glob(f"{UNFINISHED_PREFIX}*"))
+    assert len(checkpointer.list_checkpoints()) == 2
+
+
+def test_interrupted_save_breaks_a_plain_checkpointer(tmp_path):
+    """Why SafeCheckpointer exists; if this fails, SpeechBrain has mended it."""
+    interrupted_save(Checkpointer, tmp_path, "kill")
+    recoverables = {"before": model_with(0), "killer": Killer(), "model": model_with(0)}
+    with pytest.raises((KeyError, RuntimeError)):
+        Checkpointer(tmp_path, recoverables).recover_if_possible()
+
+
+def test_best_last_and_newest_intra_epoch_checkpoints_are_kept(tmp_path):
+    model = model_with(0.0)
+    checkpointer = SafeCheckpointer(tmp_path, {"model": model})
+
+    def save_epoch(loss):
+        torch.nn.init.constant_(model.weight, loss)
+        checkpointer.save_and_keep_only(meta={"loss": loss}, min_keys=["loss"])
+
+    def save_within_epoch():  # as Brain does
+        checkpointer.save_and_keep_only(
+            end_of_epoch=False,
+            num_to_keep=1,
+            ckpt_predicate=lambda ckpt: INTRA_EPOCH_CKPT_FLAG in ckpt.meta,
+            meta={INTRA_EPOCH_CKPT_FLAG: True},
+        )
+
+    for loss in (-1.0, -5.0, -3.0):
+        save_epoch(loss)
+    save_within_epoch()
+    save_within_epoch()
+    ends = [ckpt.meta["end-of-epoch"] for ckpt in checkpointer.find_checkpoints()]
+    assert ends == [False, True, True]
+
+    save_epoch(-4.0)
+    losses = [ckpt.meta["loss"] for ckpt in checkpointer.find_checkpoints()]
+    assert losses == [-4.0, -5.0]
+    checkpointer.recover_if_possible(min_key="loss")
+    assert model.weight.item() == -5.0
+
+
+def test_saved_checkpoint_is_returned_with_its_final_paths(tmp_path):
+    model = model_with(1.0)
+    checkpointer = SafeCheckpointer(tmp_path, {"model": model})
+    for value in (1.0, 2.0):
+        torch.nn.init.constant_(model.weight, value)
+        saved = checkpointer.save_checkpoint(name="milestone")
+    assert saved.path == tmp_path / "CKPT+milestone"
+    assert saved.paramfiles["model"].exists()
+    torch.nn.init.zeros_(model.weight)
+    checkpointer.load_checkpoint(saved)
+    assert model.weight.item() == 2.0
+
+
+def test_nothing_is_skipped_when_a_checkpoint_is_loaded(tmp_path):
+    model = model_with(1.0)
+    SafeCheckpointer(tmp_path, {"model": model}).save_checkpoint()
+    torch.nn.init.zeros_(model.weight)
+    checkpointer = SafeCheckpointer(
+        tmp_path, {"model": model, "dataloader-TRAIN": model_with(0), "curves": model}
+    )
+    with pytest.raises(RuntimeError, match=r"dataloader-TRAIN, curves.*move it away"):
+        checkpointer.recover_if_possible()
+    assert model.weight.item() == 0.0
+
+    optional = SafeCheckpointer(tmp_path, {"model": model})
+    optional.add_recoverable("scaler", model_with(0.0), optional_load=True)
+    with pytest.warns(UserWarning, match="scaler"):
+        optional.recover_if_possible()
+    assert model.weight.item() == 1.0
+
+
+def test_a_save_costs_the_same_at_the_end_of_a_run(tmp_path):
+    listings = []
+
+    class Counting(SafeCheckpointer):
+        def list_checkpoints(self):
+            listings[-1] += 1
+            return super().list_checkpoints()
+
+    checkpointer = Counting(tmp_path, {"model": model_with(0.0)})
+    for _ in range(5):
+        listings.append(0)
+        checkpointer.save_and_keep_only()
+    assert len(set(listings)) == 1
+
+
+def run_epochs(counter, losses):
+    """Runs until the counter stops; the last loss stands for all that follow."""
+    epoch = 0
+    for epoch in counter:
+        counter.update_metric(losses[min(epoch, len(losses)) - 1])
+    return epoch
+
+
+def make_counter():
+    return EpochCounterWithStopper(
+        limit=200, limit_to_stop=20, limit_warmup=0, direction="min"
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "last_epoch"),
+    [
+        ([-10.0], 21),  # flat
+        ([0.0], 21),
+        ([-10.0 + 0.1 * epoch for epoch in range(200)], 21),  # worse and worse
+        ([-10.0 + 1e-9 * epoch for epoch in range(200)], 21),
+        ([-0.1 * epoch for epoch in range(200)], 200),  # better and better
+        ([-1.0, -2.0, -3.0, -3.0], 23),
+        ([5.0, -5.0], 22),
+        ([float("nan")], 20),
+        ([-3.0, float("nan")], 21),
+    ],
+)
+def test_training_stops_after_20_epochs_without_a_better_loss(losses, last_epoch):
+    assert run_epochs(make_counter(), losses) == last_epoch
+
+
+def test_stopper_also_maximizes():
+    counter = EpochCounterWithStopper(100, 3, 0, "max")
+    assert run_epochs(counter, [1.0, 2.0, 2.0]) == 5
+
+
+def test_speechbrains_stopper_never_stops_on_a_flat_negative_loss():
+    """Why ours exists."""
+    counter = speechbrain_epochs.EpochCounterWithStopper(200, 20, 0, "min")
+    assert run_epochs(counter, [-10.0]) == 200
+
+
+def halvings(scheduler, losses):
+    """Epochs after which the learning rate is lower."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    epochs = []
+    for epoch, loss in enumerate(losses, start=1):
+        old_lr, new_lr = scheduler([optimizer], epoch, loss)
+        optimizer.param_groups[0]["lr"] = new_lr
+        if new_lr < old_lr:
+            assert new_lr == old_lr / 2
+            epochs.append(epoch)
+    return epochs
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([-10.0] * 20, [6, 11, 16]),
+        ([-10.0 + 0.1 * epoch for epoch in range(12)], [6, 11]),
+        ([-0.1 * epoch for epoch in range(30)], []),
+        # A better loss in the fifth epoch starts the count anew.
+        ([-1.0, 0.0, 0.0, 0.0, 0.0, -2.0] + [-1.5] * 6, [11]),
+        # The best so far counts, not the loss before.
+        ([-5.0, -1.0, -2.0, -3.0, -4.0, -4.5], [6]),
+        ([-5.0] + [float("nan")] * 5, [6]),
+    ],
+)
+def test_rate_is_halved_after_5_epochs_without_a_better_loss(losses, expected):
+    assert halvings(ReduceLROnPlateau(), losses) == expected
+
+
+def test_speechbrains_scheduler_never_halves_on_a_flat_loss():
+    """Why ours exists."""
+    scheduler = speechbrain_schedulers.ReduceLROnPlateau(
+        patience=5, dont_halve_until_epoch=0
+    )
+    assert halvings(scheduler, [-10.0] * 50) == []
+
+
+def test_rate_stays_above_its_minimum():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.5e-8)
+    scheduler = ReduceLROnPlateau(lr_min=1e-8, patience=1)
+    scheduler([optimizer], 1, -1.0)
+    assert scheduler([optimizer], 2, -1.0) == (1.5e-8, 1e-8)
+
+
+@pytest.mark.parametrize("end_of_epoch", [True, False])
+def test_schedules_go_on_exactly_after_a_resume(tmp_path, end_of_epoch):
+    """Also when the losses come as tensors or NumPy numbers."""
+    losses = [-1.0, -2.0] + [-2.0] * 30
+    yaml = """
+    stopper: !new:speechbrain_peer.training.schedules.EpochCounterWithStopper
+        limit: 100
+        limit_to_stop: 20
+        limit_warmup: 0
+        direction: min
+    scheduler: !new:speechbrain_peer.training.schedules.ReduceLROnPlateau
+        patience: 5
+    """
+
+    def epochs(hparams, first_losses):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        rates = []
+        # The losses first: the counter must not begin an epoch without one.
+        for loss, epoch in zip(first_losses, hparams["stopper"], strict=False):
+            rates.append((epoch, hparams["scheduler"]([optimizer], epoch, loss)[1]))
+            hparams["stopper"].update_metric(loss)
+        return rates
+
+    straight = epochs(load_hyperpyyaml(yaml), losses)
+    assert straight[-1][0] == 22
+
+    first = load_hyperpyyaml(yaml)
+    started = epochs(first, [*torch.tensor(losses[:2]), *np.float32(losses[2:4])])
+    if not end_of_epoch:
+        next(first["stopper"])  # and killed within the fifth epoch
+    SafeCheckpointer(tmp_path, first).save_checkpoint(end_of_epoch=end_of_epoch)
+    second = load_hyperpyyaml(yaml)
+    SafeCheckpointer(tmp_path, second).recover_if_possible()
+    assert started + epochs(second, losses[4:]) == straight
+    # A finished run stays finished.
+    SafeCheckpointer(tmp_path, second).save_checkpoint()
+    third = load_hyperpyyaml(yaml)
+    SafeCheckpointer(tmp_path, third).recover_if_possible()
+    assert list(third["stopper"]) == []
