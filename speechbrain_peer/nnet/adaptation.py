@@ -54,7 +54,9 @@ class Adaptation(nn.Module):
 
         Arguments
         ---------
-        residual, skip : torch.Tensor
+        residual : torch.Tensor
+            (batch, frames, channels).
+        skip : torch.Tensor
             (batch, frames, channels).
         embedding : torch.Tensor
             (batch, 2 * embedding_size): the residual's part, then the skip's.

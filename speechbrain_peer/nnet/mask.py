@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from speechbrain_peer.nnet.tcn import prelu
+from speechbrain_peer.nnet.conv_block import prelu
 from speechbrain_peer.peer_learning import has_predictors
 
 

@@ -1,125 +1,9 @@
-"""The temporal convolutional network of Conv-TasNet, made for speed.
-
-Layout, stated once: activations are channels-last, `(batch, frames, channels)`,
-contiguous. Pointwise convolutions then are matrix products over rows, and the
-depthwise convolution is three shifted multiply-adds over rows.
-
-What limits a block is not arithmetic but memory traffic, so the block is written
-to be fused: global layer norms are never written out. The first is applied where
-the depthwise convolution reads; the second goes through the linear layer behind it
-(`norm_linear`). `compile_blocks` lets `torch.compile` do the fusing.
-
-Padded frames do not leak: they count in no statistic and are zero where the
-depthwise convolution reads them, so that a padded item has the outputs of the
-same item unpadded.
-"""
+"""The temporal convolutional network of Conv-TasNet."""
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from speechbrain.utils.logger import get_logger
-
-logger = get_logger(__name__)
-
-NORM_EPS = 1e-8
-
-
-def moments(x, frame_mask):
-    """Mean and reciprocal deviation of every item, over true frames and channels.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        (batch, frames, channels).
-    frame_mask : torch.Tensor
-        (batch, frames), 1 for true frames.
-
-    Returns
-    -------
-    mean, rstd : torch.Tensor
-        fp32, (batch, 1, 1).
-    """
-    # Rows first: short sums keep fp32 exact over minutes of frames.
-    x = x.float()
-    count = frame_mask.sum(1) * x.shape[-1]
-    mean = (x.sum(-1) * frame_mask).sum(1) / count
-    power = (x.square().sum(-1) * frame_mask).sum(1) / count
-    rstd = torch.rsqrt((power - mean * mean).clamp(min=0) + NORM_EPS)
-    return mean[:, None, None], rstd[:, None, None]
-
-
-def norm_linear(x, frame_mask, gamma, beta, weight, bias):
-    """`linear(global_layer_norm(x))` without writing the normalized x.
-
-    (rstd (x - mean) gamma + beta) W' + b = rstd (x W_g') - rstd mean W_g 1
-    + W beta + b, where W_g is W with its columns scaled by gamma.
-    """
-    mean, rstd = moments(x, frame_mask)
-    product = F.linear(x, weight * gamma).float()
-    return rstd * product - (rstd * mean) * (weight @ gamma) + (weight @ beta + bias)
-
-
-def prelu(x, slope):
-    """PReLU with one slope."""
-    return torch.where(x > 0, x, slope.to(x.dtype) * x)
-
-
-def conv_block(
-    x,
-    frame_mask,
-    in_weight,
-    in_bias,
-    in_slope,
-    in_gamma,
-    in_beta,
-    depth_weight,
-    depth_bias,
-    out_slope,
-    out_gamma,
-    out_beta,
-    out_weight,
-    out_bias,
-    reach,
-):
-    """One block: widen, PReLU, norm, depthwise convolution, PReLU, norm, project.
-
-    `reach` is the frames between the first and the last tap, twice the dilation.
-    (The dilation itself would be 1 in some blocks, and `torch.compile` makes a
-    separate graph of every size that is 0 or 1.)
-    """
-    dilation, frames = reach // 2, x.shape[1]
-    hidden = prelu(F.linear(x, in_weight, in_bias), in_slope)
-    mean, rstd = moments(hidden, frame_mask)
-    normed = (hidden.float() - mean) * rstd * in_gamma + in_beta
-    normed = (normed * frame_mask[..., None]).to(hidden.dtype)
-    padded = F.pad(normed, (0, 0, dilation, dilation))
-    taps = (
-        padded[:, :frames] * depth_weight[0]
-        + padded[:, dilation : dilation + frames] * depth_weight[1]
-        + padded[:, reach : reach + frames] * depth_weight[2]
-    )
-    hidden = prelu(taps + depth_bias, out_slope).to(hidden.dtype)
-    return norm_linear(hidden, frame_mask, out_gamma, out_beta, out_weight, out_bias)
-
-
-_run_block = conv_block
-
-
-def compile_blocks():
-    """Compiles the block for the rest of the process, if a compiler is found.
-
-    Compilation takes about a minute the first time and is cached on disk. Without
-    a C++ compiler (CPU) or Triton (GPU) the plain version stays in use.
-    """
-    global _run_block
-    try:
-        torch.compile(lambda x: x * 2)(torch.ones(8))
-    except Exception as error:  # the compiler's own errors have no common class
-        reason = str(error).splitlines()[0]
-        logger.warning("No compiler for the fast path, running without: %s", reason)
-    else:
-        _run_block = torch.compile(conv_block, dynamic=True)
+from speechbrain_peer.nnet.conv_block import BlockParameters, conv_block, norm_linear
 
 
 class ConvBlock(nn.Module):
@@ -146,7 +30,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, channels, hidden_channels, skip_channels, dilation):
         super().__init__()
-        self.channels, self.dilation = channels, dilation
+        self.dilation = dilation
         self.in_proj = nn.Linear(channels, hidden_channels)
         self.in_slope = nn.Parameter(torch.full((1,), 0.25))
         self.in_gamma = nn.Parameter(torch.ones(hidden_channels))
@@ -165,24 +49,21 @@ class ConvBlock(nn.Module):
 
     def forward(self, x, frame_mask):
         """x (batch, frames, channels) to residual and skip of the same shape."""
-        out = _run_block(
-            x,
-            frame_mask,
-            self.in_proj.weight,
-            self.in_proj.bias,
-            self.in_slope,
-            self.in_gamma,
-            self.in_beta,
-            self.depth_weight,
-            self.depth_bias,
-            self.out_slope,
-            self.out_gamma,
-            self.out_beta,
-            self.out_proj.weight,
-            self.out_proj.bias,
-            2 * self.dilation,
+        parameters = BlockParameters(
+            in_weight=self.in_proj.weight,
+            in_bias=self.in_proj.bias,
+            slope1=self.in_slope,
+            gamma1=self.in_gamma,
+            beta1=self.in_beta,
+            taps=self.depth_weight,
+            tap_bias=self.depth_bias,
+            slope2=self.out_slope,
+            gamma2=self.out_gamma,
+            beta2=self.out_beta,
+            out_weight=self.out_proj.weight,
+            out_bias=self.out_proj.bias,
         )
-        return out[..., : self.channels], out[..., self.channels :]
+        return conv_block(x, frame_mask, parameters, self.dilation)
 
 
 class TemporalConvNet(nn.Module):

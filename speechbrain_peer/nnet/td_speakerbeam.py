@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.adaptation import Adaptation
+from speechbrain_peer.nnet.conv_block import prelu
 from speechbrain_peer.nnet.filterbank import Encoder
-from speechbrain_peer.nnet.tcn import TemporalConvNet, prelu
+from speechbrain_peer.nnet.tcn import TemporalConvNet
 
 
 class Separator(nn.Module):

@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Trains, tests and exports target speech extraction, with or without peer learning.
+
+    python train.py hparams/td_speakerbeam_pl.yaml --data_folder /data/Libri2Mix
+    python train.py hparams/td_speakerbeam_pl.yaml \\
+        --librispeech_folder /data/LibriSpeech \\
+        --librimix_metadata /data/LibriMix/metadata/Libri2Mix
+
+To read the code, first scroll to the bottom to see the main code: data, training,
+export, test. It knows no architecture: the stages come from the YAML, and
+`speechbrain_peer.peer_learning` strings them together.
+"""
+
+import sys
+import time
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    if_main_process,
+    run_on_main,
+)
+
+from speechbrain_peer.curves import append_epoch
+from speechbrain_peer.data.dataset import evaluation_set, training_set
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.export import export_model
+from speechbrain_peer.peer_learning import extract, learn_from_peers
+from speechbrain_peer.reports import save_examples, write_scores
+from speechbrain_peer.runtime import keep_freed_memory
+from speechbrain_peer.scoring import ScoringPool
+from speechbrain_peer.signal import match_level, sample_mask, si_snr
+
+
+class PeerBrain(sb.Brain):
+    """Trains on pairs of peers (or single mixtures) and tests on single mixtures."""
+
+    def compute_forward(self, batch, stage):
+        """Runs both peers through the shared weights, or one mixture at evaluation."""
+        batch = batch.to(self.device)
+        mixtures, lens = batch.mixture_sig
+        embeddings = self.modules["speaker_encoder"](*batch.enrollment_sig)
+        if stage != sb.Stage.TRAIN:
+            return extract(self.modules, mixtures, embeddings, lens)
+
+        coin = None
+        if self.hparams.peers != "off":
+            # Two branches: the same targets, other interferers, one stacked batch.
+            mixtures = torch.cat((mixtures, batch.peer_sig.data))
+            coin = torch.as_tensor(batch.coin).to(self.device)
+        # W, e and p of each branch; the better branch lends its p to the other (what
+        # is lent is `exchange`); r, mask and estimate of each branch.
+        return learn_from_peers(
+            self.modules,
+            mixtures,
+            embeddings,
+            batch.target_sig.data,
+            lens,
+            self.hparams.exchange,
+            coin,
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Negative SI-SNR; at evaluation of what is extracted."""
+        targets, lens = batch.target_sig
+        if stage == sb.Stage.TRAIN:
+            loss, si_snrs = self.hparams.loss(predictions, targets, lens)
+            self.hparams.curves.update(*si_snrs)
+            return loss
+        if stage == sb.Stage.TEST:
+            self.submit_scores(predictions, batch)
+        return -si_snr(predictions, targets, lens).mean()
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts the clock, the epoch's draws, and at the test the scoring."""
+        self.started = time.monotonic()
+        if stage == sb.Stage.TRAIN:
+            self.hparams.training_items.set_epoch(epoch)
+        if stage == sb.Stage.TEST:
+            self.examples = {}
+            processes = self.hparams.n_scoring_processes if if_main_process() else 0
+            self.scoring = ScoringPool(processes, self.hparams.sample_rate)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs; after validation also schedules, draws the curves and saves."""
+        seconds = time.monotonic() - self.started
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = {"loss": stage_loss, "seconds": seconds}
+            # Here, as a resumed epoch goes on with its sums.
+            self.curve_means = self.hparams.curves.means()
+            self.hparams.curves.reset()
+        elif stage == sb.Stage.VALID:
+            self.end_epoch(stage_loss, seconds, epoch)
+        elif if_main_process():
+            self.report_test()
+
+    def end_epoch(self, valid_loss, seconds, epoch):
+        """Ends an epoch: learning rate, early stopping, logs, curves, checkpoint."""
+        self.hparams.epoch_counter.update_metric(valid_loss)
+        lr, next_lr = self.hparams.lr_scheduler([self.optimizer], epoch, valid_loss)
+        sb.nnet.schedulers.update_learning_rate(self.optimizer, next_lr)
+        row = {
+            "train_loss": self.train_stats["loss"],
+            "valid_loss": valid_loss,
+            "valid_si_snr": -valid_loss,
+            "lr": lr,
+            "seconds": self.train_stats["seconds"] + seconds,
+            **self.curve_means,
+        }
+        for logger in self.hparams.loggers:
+            logger.log_stats(
+                {"epoch": epoch, "lr": lr},
+                train_stats=self.train_stats,
+                valid_stats={"loss": valid_loss, "si_snr": -valid_loss},
+            )
+        run_on_main(append_epoch, args=(self.hparams.output_folder, epoch, row))
+        self.checkpointer.save_and_keep_only(
+            meta={"valid_loss": float(valid_loss)}, min_keys=["valid_loss"]
+        )
+
+    def submit_scores(self, estimates, batch):
+        """Hands the batch's utterances, at their true lengths, to the scoring."""
+        if not if_main_process():
+            return
+        mixtures, lens = batch.mixture_sig
+        estimates = match_level(estimates, mixtures, lens).cpu().numpy()
+        lengths = sample_mask(lens, mixtures.shape[1], mixtures).sum(1).int().tolist()
+        for index, (item_id, length) in enumerate(zip(batch.id, lengths, strict=True)):
+            signals = {
+                "mixture": mixtures[index, :length].cpu().numpy(),
+                "target": batch.target_sig.data[index, :length].cpu().numpy(),
+                "estimate": estimates[index, :length],
+            }
+            interferers = batch.interferer_sigs.data[index, :length].T.cpu().numpy()
+            self.scoring.submit(item_id, interferers=list(interferers), **signals)
+            if len(self.examples) < self.hparams.n_examples:
+                self.examples[item_id] = signals
+
+    def report_test(self):
+        """Writes scores, means, table and examples, and shows the table."""
+        with self.scoring:
+            scores = self.scoring.results()
+        folder, rate = self.hparams.output_folder, self.hparams.sample_rate
+        run = {
+            "seed": self.hparams.seed,
+            "peers": self.hparams.peers,
+            "exchange": self.hparams.exchange,
+            "optimizer_steps": self.optimizer_step,
+            "parameters": sum(p.numel() for p in self.modules.parameters()),
+        }
+        print(write_scores(folder, scores, rate, self.hparams.corpus, run))
+        save_examples(f"{folder}/examples", self.examples, rate)
+        print(f"Scores, curves and examples: {folder}")
+
+
+def make_datasets(hparams, prepared):
+    """Makes the training, validation and test set."""
+    rate = hparams["sample_rate"]
+    train, hparams["training_items"] = training_set(
+        prepared.manifests[hparams["train_subset"]],
+        prepared.data_root,
+        hparams["chunk_seconds"],
+        rate,
+        hparams["seed"],
+        hparams["peers"],
+        hparams["peer_interferer"],
+        prepared.peers,
+    )
+    valid = evaluation_set(prepared.manifests["dev"], prepared.data_root, rate)
+    test = evaluation_set(prepared.manifests["test"], prepared.data_root, rate)
+    test.set_output_keys([*test.pipeline.output_mapping, "interferer_sigs"])
+    # Sorted, batches hold little padding.
+    return train, valid.filtered_sorted(sort_key="duration"), test
+
+
+def main(arguments):
+    """Prepares the data, trains, exports and tests."""
+    keep_freed_memory()
+    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
+    ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as stream:
+        hparams = load_hyperpyyaml(stream, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    prepared = run_on_main(hparams["prepare"])
+    train, valid, test = make_datasets(hparams, prepared)
+
+    brain = PeerBrain(
+        hparams["modules"],
+        hparams["optimizer"],
+        hparams,
+        run_opts,
+        hparams["checkpointer"],
+    )
+    brain.fit(
+        hparams["epoch_counter"],
+        train,
+        valid,
+        train_loader_kwargs=hparams["train_dataloader_opts"],
+        valid_loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+
+    # The best weights are exported before the test, which can take long.
+    best = hparams["checkpointer"].recover_if_possible(min_key="valid_loss")
+    if best is None:
+        sys.exit(f"{hparams['output_folder']} holds no checkpoint: train first")
+    export_folder = hparams["export_folder"]
+    run_file = f"{hparams['output_folder']}/hyperparams.yaml"
+    export_model(run_file, brain.modules, export_folder)
+    brain.evaluate(
+        test, min_key="valid_loss", test_loader_kwargs=hparams["test_dataloader_opts"]
+    )
+    print(f"Model for TargetSpeechExtraction.from_hparams: {export_folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DataError as error:
+        sys.exit(f"Error: {error}")
