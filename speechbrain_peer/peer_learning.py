@@ -215,9 +215,16 @@ def learn_from_peers(modules, mixtures, embeddings, targets, lens, exchange, coi
     Returns
     -------
     Outputs
+
+    Raises
+    ------
+    ValueError
+        If the exchange needs predictors and the model has none, or the reverse.
     """
     length, peers = mixtures.shape[-1], (-1, len(targets))
     branches = represent(modules, mixtures, embeddings, lens)
+    if has_predictors(exchange) != (branches.p is not None):
+        raise ValueError(f"exchange '{exchange}' does not fit the model's predictors")
     if branches.p is None:
         return Outputs(estimate(modules, branches, None, length)[0])
 

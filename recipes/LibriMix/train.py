@@ -27,6 +27,7 @@ from speechbrain_peer.curves import append_epoch
 from speechbrain_peer.data.dataset import evaluation_set, training_set
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.export import export_model
+from speechbrain_peer.inference import TargetSpeechExtraction
 from speechbrain_peer.peer_learning import extract, learn_from_peers
 from speechbrain_peer.reports import save_examples, write_scores
 from speechbrain_peer.runtime import keep_freed_memory
@@ -175,6 +176,15 @@ def make_datasets(hparams, prepared):
     return train, valid.filtered_sorted(sort_key="duration"), test
 
 
+def extract_example(hparams, test):
+    """Extracts a test mixture with the exported model, as its users do."""
+    model = TargetSpeechExtraction.from_hparams(source=hparams["export_folder"])
+    item = test.data[test.data_ids[0]]
+    output = f"{hparams['output_folder']}/extracted.wav"
+    model.extract_file(item["mixture"], item["enrollment"], output_path=output)
+    print(f"Exported model: {hparams['export_folder']}\nExtracted with it: {output}")
+
+
 def main(arguments):
     """Prepares the data, trains, exports and tests."""
     keep_freed_memory()
@@ -205,13 +215,13 @@ def main(arguments):
     best = hparams["checkpointer"].recover_if_possible(min_key="valid_loss")
     if best is None:
         sys.exit(f"{hparams['output_folder']} holds no checkpoint: train first")
-    export_folder = hparams["export_folder"]
     run_file = f"{hparams['output_folder']}/hyperparams.yaml"
-    export_model(run_file, brain.modules, export_folder)
+    export_model(run_file, brain.modules, hparams["export_folder"])
     brain.evaluate(
         test, min_key="valid_loss", test_loader_kwargs=hparams["test_dataloader_opts"]
     )
-    print(f"Model for TargetSpeechExtraction.from_hparams: {export_folder}")
+    if if_main_process():
+        extract_example(hparams, test)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.layout import SUBSETS
 from speechbrain_peer.data.librimix import LIBRISPEECH_RATE
 from speechbrain_peer.data.mixing_metadata import write_mixing_metadata
+from speechbrain_peer.data.prepare import prepare_librimix
 
 DESCRIPTION = "demo_corpus.json"  # the arguments, in every finished corpus
 DEMO_SUBSETS = MappingProxyType(
@@ -128,6 +129,32 @@ def make_demo_corpus(
             (unfinished / DESCRIPTION).write_text(json.dumps(arguments))
             os.replace(unfinished, folder)
     return _folders(folder)
+
+
+def prepare_demo_corpus(corpus_folder, output_folder, **preparation):
+    """Makes the corpus with its default sizes, then prepares it.
+
+    Arguments
+    ---------
+    corpus_folder : str or Path
+        Where to put the corpus; see `make_demo_corpus`.
+    output_folder : str or Path
+        Where to put mixtures and manifests; see `prepare_librimix`.
+    **preparation : dict
+        Further arguments of `prepare_librimix`.
+
+    Returns
+    -------
+    Prepared
+        See `prepare_librimix`.
+    """
+    librispeech_folder, metadata_folder = make_demo_corpus(corpus_folder)
+    return prepare_librimix(
+        output_folder,
+        librispeech_folder=librispeech_folder,
+        librimix_metadata=metadata_folder,
+        **preparation,
+    )
 
 
 def _check_sizes(n_speakers, n_utterances, n_mixtures):
