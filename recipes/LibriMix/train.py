@@ -186,7 +186,7 @@ def extract_example(hparams, test):
 
 
 def main(arguments):
-    """Prepares the data, trains, exports and tests."""
+    """Prepares the data, trains, exports and tests; returns the Brain."""
     keep_freed_memory()
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     ddp_init_group(run_opts)
@@ -222,6 +222,7 @@ def main(arguments):
     )
     if if_main_process():
         extract_example(hparams, test)
+    return brain
 
 
 if __name__ == "__main__":

@@ -1,0 +1,236 @@
+"""The fast block and the plain one against a block written out item by item."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from speechbrain_peer.nnet import conv_block as module
+from speechbrain_peer.nnet.conv_block import (
+    BlockParameters,
+    conv_block,
+    plain_conv_block,
+)
+from speechbrain_peer.nnet.kernels import load_kernels
+
+CHANNELS, SKIP_CHANNELS, HIDDEN = 6, 5, 37  # no multiples of a vector's length
+
+needs_compiler = pytest.mark.skipif(
+    load_kernels("conv_block", torch.float32) is None, reason="no C compiler"
+)
+PATHS = [pytest.param(conv_block, marks=needs_compiler), plain_conv_block]
+
+
+def make_parameters(hidden=HIDDEN, slopes=(0.25, 0.1), seed=0):
+    """Random parameters of a size at which every one of them matters."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=0.5, mean=0.0):
+        return mean + scale * torch.randn(*shape, generator=rng)
+
+    outputs = CHANNELS + SKIP_CHANNELS
+    parameters = BlockParameters(
+        in_weight=normal(hidden, CHANNELS),
+        in_bias=normal(hidden),
+        slope1=torch.tensor([slopes[0]]),
+        gamma1=normal(hidden, mean=1.0),
+        beta1=normal(hidden),
+        taps=normal(3, hidden),
+        tap_bias=normal(hidden),
+        slope2=torch.tensor([slopes[1]]),
+        gamma2=normal(hidden, mean=1.0),
+        beta2=normal(hidden),
+        out_weight=normal(outputs, hidden, scale=hidden**-0.5),
+        out_bias=normal(outputs),
+    )
+    return BlockParameters(*(tensor.requires_grad_() for tensor in parameters))
+
+
+def make_input(lengths, seed=1):
+    """Noise, also in the padding, and the mask of the true frames."""
+    frames = max(lengths)
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(lengths), frames, CHANNELS, generator=rng)
+    mask = (torch.arange(frames) < torch.tensor(lengths)[:, None]).float()
+    return x.requires_grad_(), mask
+
+
+class Reference(nn.Module):
+    """The block as the paper draws it, channels first, on one whole item."""
+
+    def __init__(self, parameters, dilation):
+        super().__init__()
+        p = BlockParameters(*(tensor.detach().double() for tensor in parameters))
+        hidden, channels = p.in_weight.shape
+        self.widen = nn.Conv1d(channels, hidden, 1)
+        self.depthwise = nn.Conv1d(
+            hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden
+        )
+        self.residual = nn.Conv1d(hidden, CHANNELS, 1)
+        self.skip = nn.Conv1d(hidden, SKIP_CHANNELS, 1)
+        names = ("widen", "depthwise", "residual", "skip")
+        weights = (p.in_weight, p.taps.T, *p.out_weight.split((CHANNELS, 5)))
+        biases = (p.in_bias, p.tap_bias, *p.out_bias.split((CHANNELS, 5)))
+        for name, weight, bias in zip(names, weights, biases, strict=True):
+            layer = getattr(self, name)
+            layer.weight = nn.Parameter(weight.reshape(layer.weight.shape))
+            layer.bias = nn.Parameter(bias)
+        for name in ("slope1", "gamma1", "beta1", "slope2", "gamma2", "beta2"):
+            self.register_parameter(name, nn.Parameter(getattr(p, name)))
+
+    def forward(self, x):
+        """(channels, frames) to residual and skip of that layout."""
+        y = F.prelu(self.widen(x[None]), self.slope1)
+        y = self.depthwise(self.norm(y, self.gamma1, self.beta1))
+        y = self.norm(F.prelu(y, self.slope2), self.gamma2, self.beta2)
+        return self.residual(y)[0], self.skip(y)[0]
+
+    @staticmethod
+    def norm(y, gamma, beta):
+        y = (y - y.mean()) / torch.sqrt(y.var(correction=0) + 1e-8)
+        return gamma[:, None] * y + beta[:, None]
+
+    def gradients(self):
+        """By the names of BlockParameters."""
+        outs = (self.residual, self.skip)
+        return BlockParameters(
+            in_weight=self.widen.weight.grad[..., 0],
+            in_bias=self.widen.bias.grad,
+            slope1=self.slope1.grad,
+            gamma1=self.gamma1.grad,
+            beta1=self.beta1.grad,
+            taps=self.depthwise.weight.grad[:, 0].T,
+            tap_bias=self.depthwise.bias.grad,
+            slope2=self.slope2.grad,
+            gamma2=self.gamma2.grad,
+            beta2=self.beta2.grad,
+            out_weight=torch.cat([layer.weight.grad[..., 0] for layer in outs]),
+            out_bias=torch.cat([layer.bias.grad for layer in outs]),
+        )
+
+
+def run(path, lengths, dilation, parameters):
+    """Outputs at true frames, and gradients of a random loss of them."""
+    x, mask = make_input(lengths)
+    output = torch.cat(path(x, mask, parameters, dilation), dim=-1)
+    true = output * mask[..., None]
+    grads = torch.autograd.grad((true * loss_weights(true)).sum(), (x, *parameters))
+    return true.detach(), grads
+
+
+def run_reference(lengths, dilation, parameters):
+    """The same, every item alone and unpadded."""
+    reference = Reference(parameters, dilation)
+    x, _ = make_input(lengths)
+    x = x.detach().double().requires_grad_()
+    items = [
+        torch.cat(reference(item[:length].T)).T
+        for item, length in zip(x, lengths, strict=True)
+    ]
+    true = nn.utils.rnn.pad_sequence(items, batch_first=True)
+    (true * loss_weights(true)).sum().backward()
+    return true.detach(), (x.grad, *reference.gradients())
+
+
+def loss_weights(output):
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+
+
+def error(tensor, expected):
+    """The largest deviation, relative to the largest value."""
+    return ((tensor - expected).abs().max() / expected.abs().max()).item()
+
+
+def check(path, lengths, dilation, parameters):
+    output, grads = run(path, lengths, dilation, parameters)
+    expected, expected_grads = run_reference(lengths, dilation, parameters)
+    assert error(output, expected) < 1e-5
+    names = ("x", *BlockParameters._fields)
+    for name, grad, right in zip(names, grads, expected_grads, strict=True):
+        assert grad.shape == right.shape, name
+        assert error(grad, right) < 1e-4, name
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dilation", [2**power for power in range(8)])
+def test_padded_batch_is_the_items_alone(path, dilation):
+    """Lengths around the rows of a chunk; the shorter items, less than a dilation."""
+    check(path, (131, 65, 3), dilation, make_parameters())
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("hidden", [16, 50])
+@pytest.mark.parametrize("lengths", [(77,), (1,), (1, 1, 1)])
+def test_single_items_and_single_frames(path, lengths, hidden):
+    check(path, lengths, 4, make_parameters(hidden))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_slopes_of_prelu_may_be_negative(path):
+    check(path, (70, 9), 2, make_parameters(slopes=(-0.3, -0.2)))
+
+
+@needs_compiler
+def test_results_do_not_depend_on_the_number_of_threads():
+    lengths, parameters = (400, 129, 257), make_parameters(hidden=64)
+    before = torch.get_num_threads()
+    kernels = load_kernels("conv_block", torch.float32)
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert kernels.omp_get_max_threads() == threads
+            output, grads = run(conv_block, lengths, 8, parameters)
+            results.append((output, *grads))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_bf16_is_fp32_with_its_roundings(path):
+    lengths, parameters = (131, 65, 3), make_parameters()
+    exact, exact_grads = run(path, lengths, 4, parameters)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, grads = run(path, lengths, 4, parameters)
+    # bf16 rounds by up to 2**-9. Forward, x, weights, and four activations are
+    # rounded, backward as many again: the root mean square stays below that sum.
+    for tensor, right, roundings in ((output, exact, 6), (grads[0], exact_grads[0], 12)):
+        assert tensor.dtype == torch.float32
+        deviation = (tensor - right).square().mean().sqrt()
+        assert 0 < deviation < roundings * 2**-9 * right.square().mean().sqrt()
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_nan_is_not_hidden(path, precision):
+    x, mask = make_input((70, 70))
+    x = x.detach()
+    x[0, 5, 2] = float("nan")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        residual, skip = path(x, mask, make_parameters(), 2)
+    assert residual[0].isnan().all() and skip[0].isnan().all()
+    assert residual[1].isfinite().all() and skip[1].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("/nonexistent/cc", "No C compiler"), ("false", "false: ")]
+)
+def test_without_compiler_the_plain_path_runs(compiler, message, monkeypatch, caplog):
+    expected, expected_grads = run(conv_block, (131, 65), 4, make_parameters())
+    monkeypatch.setenv("CC", compiler)
+    loads = functools.cache(load_kernels.__wrapped__)  # nothing is loaded yet
+    monkeypatch.setattr(module, "load_kernels", loads)
+    for _ in range(2):
+        output, grads = run(conv_block, (131, 65), 4, make_parameters())
+    plain, _ = run(plain_conv_block, (131, 65), 4, make_parameters())
+    assert torch.equal(output, plain)
+    assert error(output, expected) < 1e-5
+    assert all(map(lambda *pair: error(*pair) < 1e-4, grads, expected_grads))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert message in line and "without the fast kernels" in line

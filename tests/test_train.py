@@ -1,0 +1,194 @@
+"""The training script, run whole at a tiny size."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+
+from speechbrain_peer.data.audio import read_audio
+from speechbrain_peer.inference import TargetSpeechExtraction
+
+ROOT = Path(__file__).parents[1]
+YAMLS = sorted(ROOT.glob("hparams/*.yaml"))
+TINY = {
+    "n_filters": 16,
+    "channels": 8,
+    "hidden_channels": 12,
+    "n_blocks": 2,
+    "n_repeats": 2,
+    "chunk_seconds": 0.5,
+    "batch_size": 3,
+    "n_epochs": 2,
+    "num_workers": 0,
+    "n_scoring_processes": 0,
+    "n_examples": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def train():
+    """The module recipes/LibriMix/train.py."""
+    path = ROOT / "recipes/LibriMix/train.py"
+    spec = importlib.util.spec_from_file_location("train", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(train, corpus, tmp_path):
+    """Runs the script on the made corpus; returns the Brain."""
+
+    def run(row="td_speakerbeam_pl", *flags, **overrides):
+        settings = TINY | corpus._asdict() | {"results_folder": tmp_path} | overrides
+        options = [f"--{key}={value}" for key, value in settings.items()]
+        yaml = str(ROOT / f"hparams/{row}.yaml")
+        return train.main([yaml, "--device=cpu", "--noprogressbar", *flags, *options])
+
+    return run
+
+
+def weights(brain):
+    """All parameters as one vector."""
+    return torch.nn.utils.parameters_to_vector(brain.modules.parameters())
+
+
+def read_curves(brain, without=("seconds",)):
+    """The rows of curves.csv, without what a clock tells."""
+    with open(f"{brain.hparams.output_folder}/curves.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in without} for row in rows]
+
+
+def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
+    brain = run()
+    folder = Path(brain.hparams.output_folder)
+    names = "curves.csv curves.png metrics.json metrics.md test_scores.csv train_log.txt"
+    for name in [*names.split(), "examples/examples.png", "extracted.wav"]:
+        assert (folder / name).stat().st_size > 0, name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["items"] == 12
+    assert metrics["run"]["exchange"] == "better"
+    assert "| estimate |" in capfd.readouterr().out
+    curves = read_curves(brain)
+    assert [row["epoch"] for row in curves] == ["1", "2"]
+    for row in curves:
+        assert float(row["better_mask"]) >= float(row["worse_mask"])
+        assert 0 <= float(row["agreement"]) <= 1
+
+    # The exported model computes what the test loop computed.
+    model = TargetSpeechExtraction.from_hparams(source=brain.hparams.export_folder)
+    data = brain.hparams.training_items.rows  # only to find the data root
+    root = Path(next(iter(data.values()))["mixture"]).parents[4]
+    rows = json.loads((root / "manifests/wav8k_min_first/test.json").read_text())
+    assert len(brain.examples) == 2
+    for item_id, signals in brain.examples.items():
+        paths = [
+            rows[item_id][key].format(data_root=root) for key in ("mixture", "enrollment")
+        ]
+        from_file = model.extract_file(*paths)
+        mixture, enrollment = (torch.from_numpy(read_audio(path)) for path in paths)
+        from_batch = model.extract_batch(mixture[None], enrollment[None])[0]
+        for estimate in (from_file, from_batch):
+            np.testing.assert_allclose(estimate, signals["estimate"], atol=1e-5)
+        assert np.abs(signals["estimate"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides"),
+    [
+        ("td_speakerbeam", {}),
+        ("td_speakerbeam_pl", {"exchange": "none", "peers": "drawn"}),
+        ("td_speakerbeam_pl", {"exchange": "itself", "peers": "off"}),
+        ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),
+        ("td_speakerbeam_pl", {"peers": "drawn", "precision": "bf16", "num_workers": 2}),
+    ],
+)
+def test_every_setting_trains(run, row, overrides):
+    brain = run(row, n_epochs=1, **overrides)
+    metrics = Path(brain.hparams.output_folder, "metrics.json").read_text()
+    assert np.isfinite(json.loads(metrics)["means"]["si_sdr"])
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
+    settings = {"peers": "drawn", "exchange": "anyway", "num_workers": num_workers}
+    whole = run(experiment="whole", **settings)
+
+    def interrupt(brain, batch, outputs, loss, should_step):
+        if brain.optimizer_step == 6:  # the second of four steps in epoch 2
+            raise Interrupted
+
+    settings |= {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    settings["experiment"] = "resumed"
+    with monkeypatch.context() as patch:
+        patch.setattr(train.PeerBrain, "on_fit_batch_end", interrupt)
+        with pytest.raises(Interrupted):
+            run(**settings)
+    resumed = run(**settings)
+    assert resumed.optimizer_step == whole.optimizer_step == 8
+    assert torch.equal(weights(resumed), weights(whole))
+    assert read_curves(resumed) == read_curves(whole)
+
+
+def test_test_only_scores_a_finished_run_again(run):
+    folder = Path(run(n_epochs=1).hparams.output_folder)
+    first = (folder / "test_scores.csv").read_bytes()
+    (folder / "test_scores.csv").unlink()
+    run("td_speakerbeam_pl", "--test_only", n_epochs=1)
+    assert (folder / "test_scores.csv").read_bytes() == first
+
+
+def test_test_only_needs_a_trained_run(run):
+    with pytest.raises(SystemExit, match="no checkpoint"):
+        run("td_speakerbeam_pl", "--test_only")
+
+
+def test_training_lowers_the_loss_of_unseen_speakers(run):
+    sizes = {"channels": 16, "hidden_channels": 32, "n_epochs": 12, "lr": 0.01}
+    brain = run(peers="drawn", **sizes)
+    losses = [float(row["valid_loss"]) for row in read_curves(brain)]
+    assert min(losses) < losses[0] - 1
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_yaml_has_no_silent_literal_reference(path, tmp_path):
+    overrides = {"results_folder": str(tmp_path)}
+    with open(path, encoding="utf-8") as stream:
+        resolved = resolve_references(stream, overrides).read()
+    assert "<" not in resolved
+    with open(path, encoding="utf-8") as stream:
+        hparams = load_hyperpyyaml(stream, overrides)
+    names = set(hparams["modules"])
+    assert names <= set(hparams["checkpointer"].recoverables)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_yaml_key_is_used(path):
+    text = path.read_text(encoding="utf-8")
+    scripts = (ROOT / "recipes/LibriMix/train.py").read_text(encoding="utf-8")
+    brain_options = {"precision", "max_grad_norm", "ckpt_interval_minutes"}
+    brain_options |= {"optimizer_step_limit", "__set_seed"}
+    keys = [
+        line.split(":")[0]
+        for line in text.splitlines()
+        if line[:1].isalpha() or line.startswith("_")
+    ]
+    unused = [
+        key
+        for key in keys
+        if f"<{key}>" not in text
+        and f'"{key}"' not in scripts
+        and f"hparams.{key}" not in scripts
+        and key not in brain_options
+    ]
+    assert not unused
