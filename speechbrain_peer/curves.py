@@ -10,7 +10,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
 
 from speechbrain_peer.data.files import whole_file
 from speechbrain_peer.figures import curves_figure
@@ -29,7 +29,8 @@ COLUMNS = (
 class PeerCurves:
     """Means over an epoch's training items of the SI-SNR of both peers.
 
-    A recoverable: saved in mid-epoch, it goes on with the exact sums. SpeechBrain
+    A recoverable: saved in mid-epoch, it goes on with the exact sums; with several
+    processes `gather` comes before saving. SpeechBrain
     calls `on_stage_start` after it recovered a checkpoint, so a reset belongs to
     the end of the training stage, after `means`.
 
@@ -96,10 +97,19 @@ class PeerCurves:
             return dict.fromkeys(COLUMNS, math.nan)
         return {name: s / n_items for name, s in zip(COLUMNS, sums, strict=True)}
 
+    def gather(self):
+        """Moves the sums of all processes, which must all call this, to the main one.
+
+        To be called before a checkpoint is saved in mid-epoch: only the main process
+        saves.
+        """
+        totals = self._totals_of_all()
+        self.reset()
+        if if_main_process():
+            self._totals = totals
+
     def _totals_of_all(self):
-        if not (
-            torch.distributed.is_available() and torch.distributed.is_initialized()
-        ):
+        if not is_distributed_initialized():
             return self._totals.cpu()
         # As objects, because NCCL does not take the CPU tensor of a fresh start.
         each = [None] * torch.distributed.get_world_size()
@@ -108,9 +118,7 @@ class PeerCurves:
 
     @mark_as_saver
     def _save(self, path):
-        totals = self._totals_of_all()
-        if if_main_process():
-            torch.save(totals, path)
+        torch.save(self._totals.cpu(), path)
 
     @mark_as_loader
     def _recover(self, path, end_of_epoch):

@@ -155,7 +155,7 @@ def lend(p, scores, exchange, coin=None):
     tensor([1., 1.])
     """
     p = p.detach()
-    if exchange == "itself":
+    if exchange == "itself" or len(p) == 1:
         return p
     chosen = coin if exchange == "anyway" else scores.argmax(0)
     lent = p[chosen, torch.arange(p.shape[1], device=p.device)]

@@ -71,8 +71,12 @@ class Reference(nn.Module):
         self.residual = nn.Conv1d(hidden, CHANNELS, 1)
         self.skip = nn.Conv1d(hidden, SKIP_CHANNELS, 1)
         names = ("widen", "depthwise", "residual", "skip")
-        weights = (p.in_weight, p.taps.T, *p.out_weight.split((CHANNELS, 5)))
-        biases = (p.in_bias, p.tap_bias, *p.out_bias.split((CHANNELS, 5)))
+        weights = (
+            p.in_weight,
+            p.taps.T,
+            *p.out_weight.split((CHANNELS, SKIP_CHANNELS)),
+        )
+        biases = (p.in_bias, p.tap_bias, *p.out_bias.split((CHANNELS, SKIP_CHANNELS)))
         for name, weight, bias in zip(names, weights, biases, strict=True):
             layer = getattr(self, name)
             layer.weight = nn.Parameter(weight.reshape(layer.weight.shape))
@@ -168,15 +172,29 @@ def test_single_items_and_single_frames(path, lengths, hidden):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_mask_and_layout_of_any_kind(path):
+    x, mask = make_input((70, 9))
+    expected = path(x, mask, make_parameters(), 2)
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    outputs = path(strided, mask.bool(), make_parameters(), 2)
+    for output, right in zip(outputs, expected, strict=True):
+        assert error(output, right) < 1e-6
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_slopes_of_prelu_may_be_negative(path):
     check(path, (70, 9), 2, make_parameters(slopes=(-0.3, -0.2)))
 
 
 @needs_compiler
 def test_results_do_not_depend_on_the_number_of_threads():
+    """Bitwise, except where PyTorch's own product over all frames splits its sum."""
     lengths, parameters = (400, 129, 257), make_parameters(hidden=64)
+    products = {"in_weight", "out_weight", "gamma2"}
     before = torch.get_num_threads()
     kernels = load_kernels("conv_block", torch.float32)
+    if not hasattr(kernels, "omp_get_max_threads"):
+        pytest.skip("the compiler has no OpenMP: one thread")
     results = []
     try:
         for threads in (1, 2, 5):
@@ -186,8 +204,13 @@ def test_results_do_not_depend_on_the_number_of_threads():
             results.append((output, *grads))
     finally:
         torch.set_num_threads(before)
+    names = ("output", "x", *BlockParameters._fields)
     for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+        for name, tensor, right in zip(names, other, results[0], strict=True):
+            if name in products:
+                assert error(tensor, right) < 1e-5, name
+            else:
+                assert torch.equal(tensor, right), name
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -196,13 +219,17 @@ def test_bf16_is_fp32_with_its_roundings(path):
     exact, exact_grads = run(path, lengths, 4, parameters)
     with torch.autocast("cpu", torch.bfloat16):
         output, grads = run(path, lengths, 4, parameters)
-    # bf16 rounds by up to 2**-9. Forward, x, weights, and four activations are
-    # rounded, backward as many again: the root mean square stays below that sum.
-    for tensor, right, roundings in ((output, exact, 6), (grads[0], exact_grads[0], 12)):
+    # bf16 rounds by up to 2**-9: x, two weights and three activations in the output.
+    # In the gradients, of values that near to zero PReLU takes the other slope: that
+    # share of them is all wrong, so its root is what the root mean square shows.
+    for tensor, right, bound in (
+        (output, exact, 6 * 2**-9),
+        *((*pair, (6 * 2**-9) ** 0.5) for pair in zip(grads, exact_grads, strict=True)),
+    ):
         assert tensor.dtype == torch.float32
-        deviation = (tensor - right).square().mean().sqrt()
-        assert 0 < deviation < roundings * 2**-9 * right.square().mean().sqrt()
-    assert all(grad.isfinite().all() for grad in grads)
+        deviation = (tensor - right).square().mean() / right.square().mean()
+        assert deviation.sqrt() < bound
+    assert not torch.equal(output, exact)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -219,7 +246,8 @@ def test_nan_is_not_hidden(path, precision):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("compiler", "message"), [("/nonexistent/cc", "No C compiler"), ("false", "false: ")]
+    ("compiler", "message"),
+    [("/nonexistent/cc", "(/nonexistent/cc)"), ("false", "false: ")],
 )
 def test_without_compiler_the_plain_path_runs(compiler, message, monkeypatch, caplog):
     expected, expected_grads = run(conv_block, (131, 65), 4, make_parameters())

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 
 import pytest
 import torch
@@ -103,6 +104,10 @@ def _count_with_another_process(rank, folder):
     curves = PeerCurves()
     curves.update(torch.tensor([[3.0 + rank], [1.0]]))
     assert curves.means()["better_mask"] == 3.5
+    os.environ["RANK"] = str(rank)
+    curves.gather()
+    assert curves.means()["better_mask"] == 3.5  # no item counts twice
+    assert curves._totals[-1] == (2 if rank == 0 else 0)  # items
     torch.distributed.destroy_process_group()
 
 

@@ -3,11 +3,14 @@
 import csv
 import importlib.util
 import json
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from speechbrain_peer.data.audio import read_audio
@@ -30,14 +33,19 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def train():
-    """The module recipes/LibriMix/train.py."""
+def load_script():
+    """Imports recipes/LibriMix/train.py."""
     path = ROOT / "recipes/LibriMix/train.py"
     spec = importlib.util.spec_from_file_location("train", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def train():
+    """The module recipes/LibriMix/train.py."""
+    return load_script()
 
 
 @pytest.fixture
@@ -68,7 +76,9 @@ def read_curves(brain, without=("seconds",)):
 def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
     brain = run()
     folder = Path(brain.hparams.output_folder)
-    names = "curves.csv curves.png metrics.json metrics.md test_scores.csv train_log.txt"
+    names = (
+        "curves.csv curves.png metrics.json metrics.md test_scores.csv train_log.txt"
+    )
     for name in [*names.split(), "examples/examples.png", "extracted.wav"]:
         assert (folder / name).stat().st_size > 0, name
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -89,7 +99,8 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
     assert len(brain.examples) == 2
     for item_id, signals in brain.examples.items():
         paths = [
-            rows[item_id][key].format(data_root=root) for key in ("mixture", "enrollment")
+            rows[item_id][key].format(data_root=root)
+            for key in ("mixture", "enrollment")
         ]
         from_file = model.extract_file(*paths)
         mixture, enrollment = (torch.from_numpy(read_audio(path)) for path in paths)
@@ -106,7 +117,10 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("td_speakerbeam_pl", {"exchange": "none", "peers": "drawn"}),
         ("td_speakerbeam_pl", {"exchange": "itself", "peers": "off"}),
         ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),
-        ("td_speakerbeam_pl", {"peers": "drawn", "precision": "bf16", "num_workers": 2}),
+        (
+            "td_speakerbeam_pl",
+            {"peers": "drawn", "precision": "bf16", "num_workers": 2},
+        ),
     ],
 )
 def test_every_setting_trains(run, row, overrides):
@@ -192,3 +206,38 @@ def test_every_yaml_key_is_used(path):
         and key not in brain_options
     ]
     assert not unused
+
+
+def test_two_processes_train_one_model(corpus, tmp_path):
+    arguments = (str(tmp_path), corpus._asdict())
+    torch.multiprocessing.spawn(train_in_one_of_two_processes, arguments, nprocs=2)
+    first, second = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
+    # Each has seen other items, so that only averaged gradients keep them equal.
+    assert torch.equal(first, second)
+    with open(tmp_path / "td_speakerbeam_pl/1234/curves.csv", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == TINY["n_epochs"]
+
+
+def train_in_one_of_two_processes(rank, folder, corpus):
+    """Runs the script as `torchrun --nproc_per_node=2` does."""
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(folder)}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    settings = TINY | corpus | {"results_folder": folder, "ckpt_interval_steps": 1}
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    options += ["--device=cpu", "--distributed_backend=gloo", "--noprogressbar"]
+    options += ["--ckpt_interval_minutes=0"]
+    brain = load_script().main([str(ROOT / "hparams/td_speakerbeam_pl.yaml"), *options])
+    torch.save(weights(brain), f"{folder}/weights{rank}.pt")
+
+
+def free_port(folder):
+    """A port that no one uses, the same in both processes."""
+    path = Path(folder, "port")
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                path.write_text(str(probe.getsockname()[1]))
+        return path.read_text()

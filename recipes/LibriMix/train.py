@@ -121,6 +121,11 @@ class PeerBrain(sb.Brain):
             meta={"valid_loss": float(valid_loss)}, min_keys=["valid_loss"]
         )
 
+    def _save_intra_epoch_ckpt(self):
+        # Only the main process saves.
+        self.hparams.curves.gather()
+        super()._save_intra_epoch_ckpt()
+
     def submit_scores(self, estimates, batch):
         """Hands the batch's utterances, at their true lengths, to the scoring."""
         if not if_main_process():

@@ -197,7 +197,7 @@ class _FastConvBlock(torch.autograd.Function):
             x, in_weight = x.to(dtype), p.in_weight.to(dtype)
             a = F.linear(x, in_weight, p.in_bias.to(dtype))
             slopes = p.slope1.item(), p.slope2.item()
-            frame_mask = frame_mask.contiguous()
+            frame_mask = frame_mask.float().contiguous()
             count = frame_mask.sum(1) * a.shape[-1]
 
             scale = shift = a.new_empty(0)

@@ -46,9 +46,12 @@ def load_kernels(name, dtype):
     """
     if dtype not in _DTYPE_FLAGS:
         return None
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler_name = os.environ.get("CC", "cc")
+    compiler = shutil.which(compiler_name)
     if compiler is None:
-        logger.warning("No C compiler (cc) found: running without the fast kernels.")
+        logger.warning(
+            "No C compiler (%s) found: running without the fast kernels.", compiler_name
+        )
         return None
     source = Path(__file__).with_name(f"{name}.c")
     with tempfile.TemporaryDirectory() as folder:

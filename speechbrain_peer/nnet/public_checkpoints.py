@@ -1,7 +1,5 @@
 """Loads checkpoints of public implementations into our stages, strictly, by name."""
 
-import pickle
-
 import torch
 
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
@@ -29,7 +27,21 @@ def load_speakerbeam(path):
         of the model; the message lists them.
     """
     checkpoint = load_asteroid_file(path)
-    args = checkpoint["model_args"]
+    modules = _build_speakerbeam(checkpoint["model_args"], path)
+    _fill(modules, checkpoint["state_dict"], path)
+    return modules
+
+
+def _build_speakerbeam(args, path):
+    """The stages that the checkpoint's arguments describe."""
+    absent = sorted(_ARGUMENTS - set(args))
+    if absent:
+        raise ValueError(
+            f"{path} is no TD-SpeakerBeam: its model_args lack {', '.join(absent)}"
+        )
+    for key, value in {"skip_chan": args["bn_chan"], "mask_act": "relu"}.items():
+        if args.get(key, value) != value:
+            raise ValueError(f"{path}: {key} {args[key]}, only {value} is supported")
     filters = {key: args[key] for key in ("n_filters", "kernel_size", "stride")}
     # The file counts all channels an adapted connection's embedding has; the
     # auxiliary network makes one for the residual and one for the skip connection.
@@ -39,10 +51,7 @@ def load_speakerbeam(path):
         "n_blocks": args["n_blocks"],
         "embedding_size": args["adapt_enroll_dim"],
     }
-    for key, value in {"skip_chan": args["bn_chan"], "mask_act": "relu"}.items():
-        if args.get(key, value) != value:
-            raise ValueError(f"{path}: {key} {args[key]}, only {value} is supported")
-    modules = torch.nn.ModuleDict(
+    return torch.nn.ModuleDict(
         {
             "encoder": Encoder(**filters),
             "speaker_encoder": SpeakerEncoder(**filters, **shared),
@@ -57,29 +66,46 @@ def load_speakerbeam(path):
             "decoder": Decoder(**filters),
         }
     )
-    source = checkpoint["state_dict"]
-    used, missing, weights = set(), [], {}
-    for name, _ in modules.named_parameters():
-        names = speakerbeam_names(name)
-        used.update(names)
-        if any(key not in source for key in names):
-            missing += [key for key in names if key not in source]
-            continue
-        tensor = torch.cat([source[key] for key in names])
-        weights[name] = _as_ours(name, tensor)
-    unexpected = sorted(set(source) - used)
-    if missing or unexpected:
+
+
+@torch.no_grad()
+def _fill(modules, source, path):
+    """Copies the public tensors into our parameters; all of them, or it raises."""
+    unexpected = set(source)
+    missing, misshapen = [], []
+    for name, parameter in modules.named_parameters():
+        keys = speakerbeam_names(name)
+        unexpected.difference_update(keys)
+        for key, part in zip(keys, parameter.chunk(len(keys)), strict=True):
+            if key not in source:
+                missing.append(key)
+                continue
+            tensor = _as_ours(name, source[key])
+            if tensor.shape != part.shape:
+                misshapen.append(f"{key} {tuple(source[key].shape)}")
+                continue
+            part.copy_(tensor)
+    if missing or unexpected or misshapen:
         raise ValueError(
             f"{path} is no TD-SpeakerBeam of its own arguments; missing: "
-            f"{', '.join(missing) or '-'}; unexpected: {', '.join(unexpected) or '-'}"
+            f"{', '.join(missing) or '-'}; unexpected: "
+            f"{', '.join(sorted(unexpected)) or '-'}; of another shape: "
+            f"{', '.join(misshapen) or '-'}"
         )
-    try:
-        modules.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return modules
 
 
+_ARGUMENTS = {
+    "n_filters",
+    "kernel_size",
+    "stride",
+    "bn_chan",
+    "hid_chan",
+    "n_blocks",
+    "n_repeats",
+    "adapt_enroll_dim",
+    "adapt_layer_type",
+    "i_adapt_layer",
+}
 _STAGES = {
     "encoder.weight": "encoder.filterbank._filters",
     "decoder.weight": "decoder.filterbank._filters",
@@ -143,11 +169,9 @@ def _translate(name, table):
 
 def _as_ours(name, tensor):
     """Depthwise filters are (taps, channels) here, pointwise ones plain matrices."""
-    if name.endswith("depth_weight"):
-        tensor = tensor.flatten(1).T
-    elif tensor.dim() == 3:
+    if tensor.dim() == 3:
         tensor = tensor.flatten(1)
-    return tensor
+    return tensor.T if name.endswith("depth_weight") else tensor
 
 
 def load_asteroid_file(path):
@@ -172,9 +196,9 @@ def load_asteroid_file(path):
     with torch.serialization.safe_globals([torch.torch_version.TorchVersion]):
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # its bytes decide what the unpickler raises
             raise ValueError(
-                f"{path} cannot be read as a checkpoint: {error}"
+                f"{path} cannot be read as a checkpoint: {type(error).__name__} {error}"
             ) from error
     if not isinstance(checkpoint, dict) or not {"model_args", "state_dict"} <= set(
         checkpoint
