@@ -11,6 +11,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 
+from speechbrain_peer.folding import can_fold, fold_predictors
 from speechbrain_peer.loading import (
     HPARAMS_FILE,
     WEIGHTS_FILE,
@@ -45,6 +46,7 @@ HEADER = f"""\
 def export_model(hparams_file, modules, folder, extra=None):
     """Writes what inference needs of a training run: a YAML and the weights.
 
+    Linear predictors are folded into the mask head: peer learning then costs nothing.
     The folder appears whole or not at all, after it has been loaded for a test; an
     older export in its place stays until then.
 
@@ -76,9 +78,11 @@ def export_model(hparams_file, modules, folder, extra=None):
     with open(hparams_file, encoding="utf-8") as stream:
         hparams = _inference_hparams(stream, hparams_file)
     hparams.update(extra or {})
-    stages = torch.nn.ModuleDict(
-        {name: _unwrapped(modules[name]) for name in hparams["modules"]}
-    )
+    stages = {name: _unwrapped(modules[name]) for name in hparams["modules"]}
+    if can_fold(stages):
+        stages = fold_predictors(stages)
+        _fold_hparams(hparams)
+    stages = torch.nn.ModuleDict(stages)
 
     temporary = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
@@ -112,6 +116,13 @@ def _inference_hparams(stream, name):
         **stages,
         "modules": {key: RefTag(f"<{key}>") for key in stages},
     }
+
+
+def _fold_hparams(hparams):
+    """Says of the entries for inference what `fold_predictors` does to the stages."""
+    for name in ("predictor1", "predictor2"):
+        del hparams[name], hparams["modules"][name]
+    hparams["mask_head"]["exchange"] = "folded"
 
 
 def _without_comments(node, copies):

@@ -44,6 +44,10 @@ class TrainingItems:
         # In shared memory, so that running loader workers learn the epoch too.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    def __deepcopy__(self, memo):
+        """Filtered views of a dataset, which are copies, learn the epoch too."""
+        return self
+
     def set_epoch(self, epoch):
         """Tells all workers which epoch's items to draw."""
         self.epoch.fill_(epoch)

@@ -7,11 +7,21 @@ from speechbrain_peer.nnet.conv_block import prelu
 from speechbrain_peer.peer_learning import has_predictors
 
 
+class Combination(nn.Linear):
+    """Where peer learning enters: e + C r, with a linear map C into the space of e.
+
+    Folded (see `speechbrain_peer.folding`) it is a linear map of e alone.
+    """
+
+    def forward(self, e, r=None):
+        """e (batch, frames, channels), r (batch, frames, filters) or None if folded."""
+        return super().forward(e) if r is None else e + super().forward(r)
+
+
 class MaskHead(nn.Module):
     """Masks the mixture's representation: ReLU(linear(PReLU(e + C r))) * W.
 
-    C, a linear map from the refined representation r into the space of e, is where
-    peer learning enters; without predictors there is none.
+    Without predictors it has no C.
 
     Arguments
     ---------
@@ -20,7 +30,7 @@ class MaskHead(nn.Module):
     n_filters : int
         N, channels of W.
     exchange : str
-        One of `peer_learning.EXCHANGES`.
+        One of `peer_learning.EXCHANGES`, or `folded`.
 
     Example
     -------
@@ -37,8 +47,10 @@ class MaskHead(nn.Module):
     def __init__(self, channels, n_filters, exchange="none"):
         super().__init__()
         self.combine = None
-        if has_predictors(exchange):
-            self.combine = nn.Linear(n_filters, channels)
+        if exchange == "folded":
+            self.combine = Combination(channels, channels)
+        elif has_predictors(exchange):
+            self.combine = Combination(n_filters, channels)
         self.slope = nn.Parameter(torch.full((1,), 0.25))
         self.linear = nn.Linear(channels, n_filters)
 
@@ -60,5 +72,5 @@ class MaskHead(nn.Module):
             M * W, (batch, frames, filters).
         """
         if self.combine is not None:
-            e = e + self.combine(r)
+            e = self.combine(e, r)
         return torch.relu(self.linear(prelu(e, self.slope))) * representation

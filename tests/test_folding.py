@@ -1,0 +1,67 @@
+"""Extraction without predictors equals extraction with them."""
+
+import torch
+from tiny_model import build, export, write_run
+
+from speechbrain_peer.export import export_model
+from speechbrain_peer.folding import can_fold, fold_predictors
+from speechbrain_peer.loading import load_model
+from speechbrain_peer.peer_learning import Predictor, extract
+
+
+def count(modules):
+    return sum(parameter.numel() for parameter in modules.parameters())
+
+
+def extracted(modules):
+    torch.manual_seed(0)
+    mixtures, embeddings = torch.randn(2, 4001), torch.randn(2, 16)
+    with torch.no_grad():
+        return extract(modules, mixtures, embeddings)
+
+
+def test_export_folds_the_predictors(tmp_path):
+    trained = export(tmp_path / "model")
+    folded, hparams = load_model(tmp_path / "model")
+    torch.testing.assert_close(
+        extracted(folded), extracted(trained), rtol=1e-5, atol=1e-5
+    )
+    assert not {"predictor1", "predictor2"} & set(hparams)
+    # What is left of peer learning is one 8 x 8 map and its bias.
+    stages = ("encoder", "speaker_encoder", "separator", "decoder")
+    backbone = sum(count(trained[name]) for name in stages)
+    backbone += sum(p.numel() for p in trained["mask_head"].linear.parameters()) + 1
+    assert count(folded) == backbone + 8 * 8 + 8
+
+
+def test_folding_leaves_the_trained_model_alone():
+    trained = build()
+    before = extracted(trained)
+    folded = fold_predictors(trained)
+    assert folded["mask_head"] is not trained["mask_head"]
+    torch.testing.assert_close(extracted(trained), before, rtol=0, atol=0)
+
+
+class NonlinearPredictor(Predictor):
+    """A predictor that no matrix can stand for."""
+
+    def forward(self, representation):
+        return torch.tanh(super().forward(representation))
+
+
+def test_a_predictor_that_is_not_linear_is_exported_unfolded(tmp_path):
+    trained = build()
+    predictor = NonlinearPredictor(8, 16)
+    trained["predictor1"] = predictor
+    assert not can_fold(trained)
+    run = write_run(tmp_path / "run")
+    own_class = f"{NonlinearPredictor.__module__}.NonlinearPredictor"
+    text = run.read_text().replace(
+        "speechbrain_peer.peer_learning.Predictor\n    in_channels: 8",
+        f"{own_class}\n    in_channels: 8",
+    )
+    run.write_text(text)
+    export_model(run, trained, tmp_path / "model")
+    loaded, _ = load_model(tmp_path / "model", trust=True)
+    assert "predictor1" in loaded
+    torch.testing.assert_close(extracted(loaded), extracted(trained))
