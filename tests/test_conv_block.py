@@ -182,8 +182,9 @@ def test_mask_and_layout_of_any_kind(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_slopes_of_prelu_may_be_negative(path):
-    check(path, (70, 9), 2, make_parameters(slopes=(-0.3, -0.2)))
+@pytest.mark.parametrize("slopes", [(-0.3, -0.2), (1.5, 2.0)])
+def test_slopes_of_prelu_may_be_negative_or_above_one(path, slopes):
+    check(path, (70, 9), 2, make_parameters(slopes=slopes))
 
 
 @needs_compiler

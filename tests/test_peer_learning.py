@@ -43,7 +43,8 @@ def pairs(modules):
     """Mixtures, embeddings and targets of pairs in which both peers can be better.
 
     An untrained network extracts nothing. So the targets are made from what one of
-    the peers predicts, with some noise; the other one's prediction is far off.
+    the peers predicts, with some noise and an offset, which SI-SNR removes from the
+    true samples; the other one's prediction is far off.
     """
     true = (torch.arange(TIME) < torch.tensor(LENGTHS)[:, None]).float()
     mixtures = noise(8, TIME, seed=0) * true.repeat(2, 1)
@@ -51,7 +52,7 @@ def pairs(modules):
     with torch.no_grad():
         predicted = predict(modules, mixtures, embeddings)
     chosen = predicted[list(BETTER), range(4)]
-    targets = chosen + 0.5 * chosen.std() * noise(4, TIME, seed=2)
+    targets = chosen + 0.5 * chosen.std() * noise(4, TIME, seed=2) + 10.0
     return mixtures, embeddings, targets * true
 
 

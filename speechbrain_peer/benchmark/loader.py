@@ -7,13 +7,14 @@ from tqdm import tqdm
 
 from speechbrain_peer.benchmark.report import Table
 from speechbrain_peer.data.dataset import training_set
+from speechbrain_peer.data.files import DataError
 
 N_WORKERS = (0, 2)
 MAX_ITEMS = 800
 
 
-def time_loader(manifest, data_root, sizes, training):
-    """Measures reading, mixing and batching of pairs.
+def load_pairs(manifest, data_root, sizes):
+    """Makes the training set, before anything long runs, and tries it.
 
     Arguments
     ---------
@@ -21,6 +22,33 @@ def time_loader(manifest, data_root, sizes, training):
         Of a training subset, from preparation.
     data_root : str
         What `{data_root}` in the manifest stands for.
+    sizes : Sizes
+
+    Returns
+    -------
+    DynamicItemDataset
+
+    Raises
+    ------
+    DataError
+        If it holds too few items, or the first one cannot be read.
+    """
+    dataset, _ = training_set(
+        manifest, data_root, sizes.seconds, sizes.sample_rate, seed=0, peers="drawn"
+    )
+    if len(dataset) < sizes.n_mixtures:
+        raise DataError(f"{manifest}: too few items, give at least {sizes.n_mixtures}")
+    dataset[0]
+    return dataset
+
+
+def time_loader(dataset, sizes, training):
+    """Measures reading, mixing and batching of pairs.
+
+    Arguments
+    ---------
+    dataset : DynamicItemDataset
+        From `load_pairs`.
     sizes : Sizes
     training : Table
         From `time_training`: what the model takes for a mixture.
@@ -36,27 +64,23 @@ def time_loader(manifest, data_root, sizes, training):
         precision = needed.split()[0]
         pairs = [2000 * second for second in seconds]
         table.add(f"needed by the training step, {precision}", column, pairs)
+    batch_size = sizes.n_mixtures // 2
     for n_workers in N_WORKERS:
-        rate = 1000 * _seconds_per_item(manifest, data_root, sizes, n_workers)
-        table.add(f"loader, {n_workers} workers", column, [rate])
+        seconds = _seconds_per_item(dataset, batch_size, n_workers)
+        table.add(f"loader, {n_workers} workers", column, [1000 * seconds])
     return table
 
 
-def _seconds_per_item(manifest, data_root, sizes, n_workers):
-    dataset, _ = training_set(
-        manifest, data_root, sizes.seconds, sizes.sample_rate, seed=0, peers="drawn"
+def _seconds_per_item(dataset, batch_size, n_workers):
+    loader = make_dataloader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=n_workers,
+        shuffle=True,
+        drop_last=True,
     )
-    batch_size = sizes.n_mixtures // 2
-    n_batches = min(MAX_ITEMS, len(dataset)) // batch_size
-    batches = iter(
-        make_dataloader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=n_workers,
-            shuffle=True,
-            drop_last=True,
-        )
-    )
+    n_batches = min(MAX_ITEMS // batch_size, len(loader))
+    batches = iter(loader)
     next(batches)  # workers have started
     started = time.perf_counter()
     for _ in tqdm(range(n_batches - 1), desc=f"loading, {n_workers} workers"):

@@ -15,6 +15,9 @@ from speechbrain_peer.runtime import keep_freed_memory
 PRECISIONS = ("fp32", "bf16")
 WARM_UP = 2  # rounds
 
+# Writing 5 to it makes VmHWM, the peak of resident memory, start anew; Linux only.
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
 
 def precision_context(precision, device):
     """Autocast for bf16; fp32 as it is."""
@@ -90,8 +93,11 @@ def peak_memory(make_case, small, large, device, threads):
     float or None
         GiB; None where the system does not tell (only Linux does).
     """
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    if device == "cpu" and not _CLEAR_REFS.exists():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["speechbrain_peer.benchmark.__main__"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         arguments = (make_case, small, large, device, threads)
         return pool.submit(_peak_memory_here, *arguments).result()
 
@@ -101,22 +107,17 @@ def _peak_memory_here(make_case, small, large, device, threads):
     make_case(small)()
     case = make_case(large)
     before = _restart_peak(device)
-    if before is None:
-        return None
     for _ in range(2):  # malloc may place the second one's blocks worse
         case()
     return (_peak(device) - before) / 2**30
 
 
 def _restart_peak(device):
-    """Bytes in use now, from where the peak starts anew, or None."""
+    """Bytes in use now, from where the peak starts anew."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return None
+    _CLEAR_REFS.write_text("5", encoding="ascii")
     return _resident("VmRSS")
 
 

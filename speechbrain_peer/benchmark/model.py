@@ -12,6 +12,7 @@ from speechbrain_peer.benchmark.measure import (
     time_in_turns,
 )
 from speechbrain_peer.benchmark.report import Table
+from speechbrain_peer.folding import fold_predictors
 from speechbrain_peer.losses import PeerLoss
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.nnet.mask import MaskHead
@@ -157,7 +158,6 @@ def time_extraction(sizes, repeats, device):
     Returns
     -------
     Table
-        Rows are the keys of `EXCHANGES`.
     """
     table = Table(
         "Extraction, real-time factor",
@@ -167,9 +167,10 @@ def time_extraction(sizes, repeats, device):
         ],
     )
     table.notes.append("Every mixture is extracted from in whole.")
+    with_peers = fold_predictors(build_stages(sizes, "better"))
     models = {
-        row: build_stages(sizes, exchange).to(device).eval()
-        for row, exchange in EXCHANGES.items()
+        "TD-SpeakerBeam": build_stages(sizes, "none").to(device),
+        "TD-SpeakerBeam + PL, as exported": nn.ModuleDict(with_peers).to(device),
     }
     enrollment = torch.randn(1, sizes.samples, device=device)
     for seconds in sizes.long_seconds:

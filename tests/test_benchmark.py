@@ -1,0 +1,102 @@
+"""The benchmark command from end to end, and that it compares like with like."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from speechbrain_peer.benchmark.report import Table
+from speechbrain_peer.benchmark.separators import (
+    OurSeparator,
+    build_asteroid,
+    compare_separators,
+)
+from speechbrain_peer.benchmark.sizes import QUICK
+from speechbrain_peer.nnet.public_checkpoints import speakerbeam_names
+
+COMMAND = [sys.executable, "-m", "speechbrain_peer.benchmark", "--quick"]
+SEPARATORS = {"Asteroid", "SpeechBrain", "ours"}
+
+
+def run(*arguments):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_command_measures_everything(prepared, tmp_path):
+    output = tmp_path / "with space"
+    manifest = ("--manifest", prepared.manifests["train-100"])
+    data = (*manifest, "--data_root", prepared.data_root)
+    done = run("--threads", 1, "--repeats", 2, "--output", output, *data)
+    assert done.returncode == 0, done.stderr
+
+    report = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
+    assert report["settings"]["threads"] == 1
+    separators, training, loader, extraction = (t["rows"] for t in report["tables"])
+    assert separators.keys() == {
+        f"{name}, {precision}" for name in SEPARATORS for precision in ("fp32", "bf16")
+    }
+    assert list(training) == ["TD-SpeakerBeam", "TD-SpeakerBeam + PL"]
+    assert list(extraction) == ["TD-SpeakerBeam", "TD-SpeakerBeam + PL, as exported"]
+    assert list(loader)[2:] == ["loader, 0 workers", "loader, 2 workers"]
+    ours = separators["ours, fp32"]
+    assert [len(cell["values"]) for cell in ours.values()][:2] == [2, 2]
+    for row in (ours, *training.values(), *extraction.values(), *loader.values()):
+        assert all(cell["median"] > 0 for cell in row.values())
+
+    markdown = (output / "benchmark.md").read_text(encoding="utf-8")
+    assert markdown.strip() == done.stdout.replace("\n\n\n", "\n\n").strip()
+
+
+def test_an_absent_toolkit_leaves_its_cells_empty(monkeypatch):
+    for name in ("asteroid", "asteroid.masknn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    table = compare_separators(QUICK, repeats=1, device="cpu", threads=1)
+    lines = table.markdown().splitlines()
+    assert "| Asteroid, fp32 | - | - | - |" in lines
+    assert any("pip install" in line for line in lines)
+    assert table.median("ours, fp32", "forward [s]") > 0
+    assert table.ratio("ours, fp32", "forward [s]") is None
+
+
+def test_a_wrong_manifest_ends_in_one_line(tmp_path):
+    done = run("--repeats", 1, "--manifest", tmp_path / "none.json")
+    assert done.returncode == 1
+    assert "none.json" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_ratios_are_to_the_first_row():
+    table = Table("Times", ["a [s]", "b [s]"])
+    table.add("absent", "a [s]", [])
+    assert table.ratio("absent", "a [s]") is None
+    table = Table("Times", ["a [s]", "b [s]"])
+    table.add("slow", "a [s]", [3.0, 1.0, 8.0])
+    table.add("fast", "a [s]", [1.5])
+    table.add("fast", "b [s]", [1.5])
+    assert table.ratio("fast", "a [s]") == 2.0
+    assert table.ratio("fast", "b [s]") is None
+
+
+def test_asteroid_and_ours_compute_the_same():
+    pytest.importorskip("asteroid", reason="Asteroid is not installed")
+    torch.manual_seed(0)
+    theirs, ours = build_asteroid(QUICK), OurSeparator(QUICK)
+    source = theirs.state_dict()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, parameter in ours.named_parameters():
+            stage = "separator." if name.startswith("tcn.") else ""
+            keys = speakerbeam_names(stage + name)
+            tensor = torch.cat([source[key] for key in keys])
+            if name.endswith("depth_weight"):
+                tensor = tensor[:, 0].T
+            parameter.copy_(tensor.reshape(parameter.shape))
+        representation = torch.randn(2, QUICK.n_filters, QUICK.frames)
+        expected = theirs(representation)
+        outputs = ours(representation.mT.contiguous())
+    torch.testing.assert_close(outputs.mT, expected, atol=1e-5, rtol=1e-4)
