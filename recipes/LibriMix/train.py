@@ -22,6 +22,7 @@ from speechbrain.utils.distributed import (
     if_main_process,
     run_on_main,
 )
+from speechbrain.utils.train_logger import TensorboardLogger
 
 from speechbrain_peer.curves import append_epoch
 from speechbrain_peer.data.dataset import evaluation_set, training_set
@@ -158,7 +159,7 @@ class PeerBrain(sb.Brain):
         }
         print(write_scores(folder, scores, rate, self.hparams.corpus, run))
         save_examples(f"{folder}/examples", self.examples, rate)
-        print(f"Scores, curves and examples: {folder}")
+        print(f"Figures: {folder}/curves.png, {folder}/examples/examples.png")
 
 
 def make_datasets(hparams, prepared):
@@ -200,6 +201,9 @@ def main(arguments):
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     prepared = run_on_main(hparams["prepare"])
     train, valid, test = make_datasets(hparams, prepared)
+    if hparams["use_tensorboard"] and if_main_process():
+        folder = f"{hparams['output_folder']}/tensorboard"
+        hparams["loggers"].append(TensorboardLogger(folder))
 
     brain = PeerBrain(
         hparams["modules"],
