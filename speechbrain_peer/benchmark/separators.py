@@ -28,8 +28,6 @@ DIFFERENCES = (
     "Asteroid's TDConvNet and ours compute the same function. SpeechBrain's MaskNet "
     "has no skip connections and no biases, that is, a third fewer products."
 )
-
-
 INSTALL = "pip install 'speechbrain-peer[benchmark]' installs it."
 
 
