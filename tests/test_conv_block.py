@@ -60,14 +60,13 @@ def make_input(lengths, seed=1):
 class Reference(nn.Module):
     """The block as the paper draws it, channels first, on one whole item."""
 
-    def __init__(self, parameters, dilation):
+    def __init__(self, parameters, dilation, causal):
         super().__init__()
+        self.causal, self.dilation = causal, dilation
         p = BlockParameters(*(tensor.detach().double() for tensor in parameters))
         hidden, channels = p.in_weight.shape
         self.widen = nn.Conv1d(channels, hidden, 1)
-        self.depthwise = nn.Conv1d(
-            hidden, hidden, 3, padding=dilation, dilation=dilation, groups=hidden
-        )
+        self.depthwise = nn.Conv1d(hidden, hidden, 3, dilation=dilation, groups=hidden)
         self.residual = nn.Conv1d(hidden, CHANNELS, 1)
         self.skip = nn.Conv1d(hidden, SKIP_CHANNELS, 1)
         names = ("widen", "depthwise", "residual", "skip")
@@ -87,13 +86,20 @@ class Reference(nn.Module):
     def forward(self, x):
         """(channels, frames) to residual and skip of that layout."""
         y = F.prelu(self.widen(x[None]), self.slope1)
-        y = self.depthwise(self.norm(y, self.gamma1, self.beta1))
+        y = self.norm(y, self.gamma1, self.beta1)
+        padding = (2, 0) if self.causal else (1, 1)
+        y = self.depthwise(F.pad(y, [self.dilation * side for side in padding]))
         y = self.norm(F.prelu(y, self.slope2), self.gamma2, self.beta2)
         return self.residual(y)[0], self.skip(y)[0]
 
-    @staticmethod
-    def norm(y, gamma, beta):
-        y = (y - y.mean()) / torch.sqrt(y.var(correction=0) + 1e-8)
+    def norm(self, y, gamma, beta):
+        if self.causal:
+            seen = [y[..., : frame + 1] for frame in range(y.shape[-1])]
+        else:
+            seen = [y]
+        mean = torch.stack([values.mean() for values in seen])
+        variance = torch.stack([values.var(correction=0) for values in seen])
+        y = (y - mean) / torch.sqrt(variance + 1e-8)
         return gamma[:, None] * y + beta[:, None]
 
     def gradients(self):
@@ -115,18 +121,18 @@ class Reference(nn.Module):
         )
 
 
-def run(path, lengths, dilation, parameters):
+def run(path, lengths, dilation, parameters, causal=False):
     """Outputs at true frames, and gradients of a random loss of them."""
     x, mask = make_input(lengths)
-    output = torch.cat(path(x, mask, parameters, dilation), dim=-1)
+    output = torch.cat(path(x, mask, parameters, dilation, causal), dim=-1)
     true = output * mask[..., None]
     grads = torch.autograd.grad((true * loss_weights(true)).sum(), (x, *parameters))
     return true.detach(), grads
 
 
-def run_reference(lengths, dilation, parameters):
+def run_reference(lengths, dilation, parameters, causal=False):
     """The same, every item alone and unpadded."""
-    reference = Reference(parameters, dilation)
+    reference = Reference(parameters, dilation, causal)
     x, _ = make_input(lengths)
     x = x.detach().double().requires_grad_()
     items = [
@@ -147,9 +153,9 @@ def error(tensor, expected):
     return ((tensor - expected).abs().max() / expected.abs().max()).item()
 
 
-def check(path, lengths, dilation, parameters):
-    output, grads = run(path, lengths, dilation, parameters)
-    expected, expected_grads = run_reference(lengths, dilation, parameters)
+def check(path, lengths, dilation, parameters, causal=False):
+    output, grads = run(path, lengths, dilation, parameters, causal)
+    expected, expected_grads = run_reference(lengths, dilation, parameters, causal)
     assert error(output, expected) < 1e-5
     names = ("x", *BlockParameters._fields)
     for name, grad, right in zip(names, grads, expected_grads, strict=True):
@@ -158,17 +164,28 @@ def check(path, lengths, dilation, parameters):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dilation", [2**power for power in range(8)])
-def test_padded_batch_is_the_items_alone(path, dilation):
+def test_padded_batch_is_the_items_alone(path, dilation, causal):
     """Lengths around the rows of a chunk; the shorter items, less than a dilation."""
-    check(path, (131, 65, 3), dilation, make_parameters())
+    check(path, (131, 65, 3), dilation, make_parameters(), causal)
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("hidden", [16, 50])
 @pytest.mark.parametrize("lengths", [(77,), (1,), (1, 1, 1)])
-def test_single_items_and_single_frames(path, lengths, hidden):
-    check(path, lengths, 4, make_parameters(hidden))
+def test_single_items_and_single_frames(path, lengths, hidden, causal):
+    check(path, lengths, 4, make_parameters(hidden), causal)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_comes_later_does_not_change_a_causal_block(path):
+    x, mask = make_input((100,))
+    later = torch.cat((x[:, :60], torch.randn(1, 40, CHANNELS)), dim=1)
+    outputs = [path(x, mask, make_parameters(), 4, True)[0] for x in (x, later)]
+    assert torch.equal(outputs[0][:, :60], outputs[1][:, :60])
+    assert not torch.equal(outputs[0][:, 60], outputs[1][:, 60])
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -315,3 +315,14 @@ def test_every_adaptation_listens_to_the_enrollment(kind, size, tmp_path):
         for seed in (1, 2)
     )
     assert not torch.allclose(one, other)
+
+
+def test_a_causal_model_hears_nothing_of_what_comes_later():
+    """But for the rest of its last frame, of 16 samples."""
+    separator = Separator(16, 8, 12, 3, 2, 2, "mul", embedding_size=8, causal=True)
+    modules = {**build(), "separator": separator}
+    enrollment, mixture = noise(1, 800), noise(1, 1600, seed=1)
+    later = torch.cat((mixture[:, :1000], noise(1, 600, seed=2)), dim=1)
+    one, other = (extract_from(modules, x, enrollment) for x in (mixture, later))
+    torch.testing.assert_close(one[:, :984], other[:, :984], rtol=0, atol=1e-6)
+    assert (one - other)[:, 1000:].abs().max() > 1e-3

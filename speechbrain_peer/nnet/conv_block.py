@@ -4,12 +4,13 @@ Layout, stated once: activations are channels-last, `(batch, frames, channels)`,
 contiguous. Pointwise convolutions then are matrix products over rows, for which
 PyTorch has the fastest code there is, and everything between the products is limited
 by memory traffic. So there are as few passes over memory as possible, each in C:
-global layer norms are never written out. The first is applied where the depthwise
-convolution reads, the second goes through the product behind it:
+layer norms are never written out. The first is applied where the depthwise convolution
+reads, the second goes through the product behind it:
 
     linear(norm(v)) = rstd (v G') - rstd mean (G 1) + (W beta + b),  G = W diag(gamma)
 
 The backward pass computes everything but the first product and the statistics anew.
+Norms are global, over a whole item, or in causal blocks cumulative, up to a frame.
 
 Padded frames do not leak: they count in no statistic and are zero where the depthwise
 convolution reads them, so that a padded item has the outputs of the same item alone.
@@ -56,7 +57,7 @@ class BlockParameters(NamedTuple):
     """(O,)"""
 
 
-def conv_block(x, frame_mask, parameters, dilation):
+def conv_block(x, frame_mask, parameters, dilation, causal=False):
     """One block: widen, PReLU, norm, depthwise convolution, PReLU, norm, project.
 
     Under autocast the products and the activations between them are bf16, the
@@ -72,6 +73,9 @@ def conv_block(x, frame_mask, parameters, dilation):
         fp32 on the fast path.
     dilation : int
         Frames between taps.
+    causal : bool
+        Whether a frame depends on itself and those before it only: the taps' last one
+        reads the frame, and norms are cumulative.
 
     Returns
     -------
@@ -83,24 +87,30 @@ def conv_block(x, frame_mask, parameters, dilation):
     if x.device.type == "cpu" and x.dtype == parameters.taps.dtype == torch.float32:
         dtype = _activation_dtype(x)
         if load_kernels("conv_block", dtype) is not None:
-            return _FastConvBlock.apply(x, frame_mask, dilation, dtype, *parameters)
-    return plain_conv_block(x, frame_mask, parameters, dilation)
+            constant = (dilation, causal, dtype)
+            return _FastConvBlock.apply(x, frame_mask, *constant, *parameters)
+    return plain_conv_block(x, frame_mask, parameters, dilation, causal)
 
 
-def plain_conv_block(x, frame_mask, parameters, dilation):
+def plain_conv_block(x, frame_mask, parameters, dilation, causal=False):
     """`conv_block` in plain PyTorch."""
     p = parameters
     hidden = prelu(F.linear(x, p.in_weight, p.in_bias), p.slope1)
-    mean, rstd = moments(hidden, frame_mask)
+    mean, rstd = moments(hidden, frame_mask, causal)
     normed = (hidden - mean) * rstd * p.gamma1 + p.beta1
-    padded = F.pad(normed * frame_mask[..., None], (0, 0, dilation, dilation))
+    before = -_first_tap(dilation, causal)
+    padded = F.pad(
+        normed * frame_mask[..., None], (0, 0, before, 2 * dilation - before)
+    )
     frames = x.shape[1]
     convolved = p.tap_bias
     for tap in range(3):
         start = tap * dilation
         convolved = convolved + padded[:, start : start + frames] * p.taps[tap]
     hidden = prelu(convolved, p.slope2).to(hidden.dtype)
-    out = norm_linear(hidden, frame_mask, p.gamma2, p.beta2, p.out_weight, p.out_bias)
+    out = norm_linear(
+        hidden, frame_mask, p.gamma2, p.beta2, p.out_weight, p.out_bias, causal
+    )
     return out.split((x.shape[-1], out.shape[-1] - x.shape[-1]), dim=-1)
 
 
@@ -109,8 +119,8 @@ def prelu(x, slope):
     return torch.where(x > 0, x, slope.to(x.dtype) * x)
 
 
-def moments(x, frame_mask):
-    """Mean and reciprocal deviation of every item, over true frames and channels.
+def moments(x, frame_mask, causal=False):
+    """Mean and reciprocal deviation over true frames and channels.
 
     Arguments
     ---------
@@ -118,32 +128,75 @@ def moments(x, frame_mask):
         (batch, frames, channels).
     frame_mask : torch.Tensor
         (batch, frames), 1 for true frames.
+    causal : bool
+        Whether they are those of every frame and what is before it.
 
     Returns
     -------
     mean, rstd : torch.Tensor
-        At least fp32, (batch, 1, 1).
+        At least fp32, (batch, 1, 1), or (batch, frames, 1) if causal.
     """
     if x.dtype == torch.bfloat16 or x.dtype == torch.float16:
         x = x.float()
     # Rows first: short sums keep fp32 exact over minutes of frames.
     sums = torch.stack((x.sum(-1), x.square().sum(-1)), dim=-1)
-    sums = (sums * frame_mask[..., None]).sum(1)
-    mean, rstd = _moments_of_sums(sums, frame_mask.sum(1) * x.shape[-1])
-    return mean[:, None, None], rstd[:, None, None]
+    statistics = _Norm(frame_mask, x.shape[-1], causal).statistics(sums)
+    return tuple(statistic[..., None] for statistic in statistics)
 
 
-def norm_linear(x, frame_mask, gamma, beta, weight, bias):
-    """`linear(global_layer_norm(x))` without writing the normalized x."""
-    mean, rstd = moments(x, frame_mask)
+def norm_linear(x, frame_mask, gamma, beta, weight, bias, causal=False):
+    """`linear(layer_norm(x))` without writing the normalized x."""
+    mean, rstd = moments(x, frame_mask, causal)
     product = F.linear(x, weight * gamma).to(mean.dtype)
     return rstd * product - (rstd * mean) * (weight @ gamma) + (weight @ beta + bias)
 
 
-def _moments_of_sums(sums, count):
-    """Mean and reciprocal deviation from the sums of values and squares, (batch, 2)."""
-    mean, power = (sums / count[:, None]).unbind(1)
-    return mean, torch.rsqrt((power - mean * mean).clamp(min=0) + NORM_EPS)
+def _first_tap(dilation, causal):
+    """Frames from an output to the input of its first tap."""
+    return -2 * dilation if causal else -dilation
+
+
+class _Norm:
+    """A layer norm's statistics from sums over channels, (batch, frames, 2), and back.
+
+    The sums are those of the values and of their squares. Statistics are (batch, 1),
+    or of every frame, (batch, frames), if causal.
+    """
+
+    def __init__(self, frame_mask, channels, causal):
+        self.frame_mask, self.causal = frame_mask, causal
+        # A first frame that is padding has no values, which is no division by zero.
+        self.count = self._up_to_now(frame_mask).clamp(min=1) * channels
+
+    def statistics(self, sums):
+        """Mean and reciprocal deviation."""
+        sums = self._up_to_now(sums * self.frame_mask[..., None])
+        mean, power = (sums / self.count[..., None]).unbind(-1)
+        return mean, torch.rsqrt((power - mean * mean).clamp(min=0) + NORM_EPS)
+
+    def input_grad(self, grad_sums, mean, rstd):
+        """What the statistics add to the gradient of the input x: offset + factor x.
+
+        `grad_sums` are those of the gradient of the normed value and of its product
+        with x. Both results are (batch, frames).
+        """
+        grad, product = grad_sums.unbind(-1)
+        power_grad = -(rstd**3) * (product - mean * grad) / self.count
+        offset = -rstd * grad / self.count - power_grad * mean
+        return self._from_now(offset), self._from_now(power_grad)
+
+    def _up_to_now(self, rows):
+        if not self.causal:
+            return rows.sum(1, keepdim=True)
+        # In double precision: running sums over minutes of frames.
+        return rows.cumsum(1, dtype=torch.float64).to(rows.dtype)
+
+    def _from_now(self, rows):
+        if self.causal:
+            sums = rows.flip(1).cumsum(1, dtype=torch.float64).flip(1).to(rows.dtype)
+        else:
+            sums = rows.sum(1, keepdim=True)
+        return sums * self.frame_mask
 
 
 def _activation_dtype(x):
@@ -157,19 +210,24 @@ class _Kernels:
 
     class _Block(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_void_p) for name in ("a", "mask", "scale", "shift")),
+            *((name, ctypes.c_void_p) for name in ("a", "mask", "mean", "rstd")),
+            *((name, ctypes.c_void_p) for name in ("in_bias", "gamma", "beta")),
             *((name, ctypes.c_void_p) for name in ("taps", "tap_bias")),
             *((name, ctypes.c_float) for name in ("slope1", "slope2")),
             *((name, ctypes.c_int64) for name in ("batch", "frames", "channels")),
-            ("dilation", ctypes.c_int64),
+            *((name, ctypes.c_int64) for name in ("first", "dilation")),
         )
 
-    def __init__(self, a, frame_mask, scale, shift, taps, tap_bias, slopes, dilation):
+    def __init__(self, a, frame_mask, statistics, parameters, slopes, taps_at):
         self.library = load_kernels("conv_block", a.dtype)
+        p = parameters
         # Kept, as the structure holds their addresses only.
-        self.tensors = (a, frame_mask, scale, shift, taps, tap_bias)
+        self.tensors = (
+            *(a, frame_mask, *statistics),
+            *(p.in_bias, p.gamma1, p.beta1, p.taps, p.tap_bias),
+        )
         addresses = (tensor.data_ptr() for tensor in self.tensors)
-        self.block = self._Block(*addresses, *slopes, *a.shape, dilation)
+        self.block = self._Block(*addresses, *slopes, *a.shape, *taps_at)
         rows = ctypes.c_int64.in_dll(self.library, "chunk_rows").value
         self.chunks = (a.shape[0], -(-a.shape[1] // rows))
 
@@ -191,94 +249,78 @@ class _FastConvBlock(torch.autograd.Function):
     """`plain_conv_block` in few passes. The names are those of conv_block.c."""
 
     @staticmethod
-    def forward(ctx, x, frame_mask, dilation, dtype, *parameters):
-        p = BlockParameters(*parameters)
+    def forward(ctx, x, frame_mask, dilation, causal, dtype, *parameters):
+        p = BlockParameters(*(parameter.contiguous() for parameter in parameters))
         with torch.autocast("cpu", enabled=False):
             x, in_weight = x.to(dtype), p.in_weight.to(dtype)
-            a = F.linear(x, in_weight, p.in_bias.to(dtype))
-            slopes = p.slope1.item(), p.slope2.item()
+            a = F.linear(x, in_weight)
             frame_mask = frame_mask.float().contiguous()
-            count = frame_mask.sum(1) * a.shape[-1]
+            norm = _Norm(frame_mask, a.shape[-1], causal)
+            slopes = p.slope1.item(), p.slope2.item()
+            constant = (p, slopes, (_first_tap(dilation, causal), dilation))
+            rows = frame_mask.shape
 
-            scale = shift = a.new_empty(0)
-            constant = (p.taps, p.tap_bias, slopes, dilation)
-            kernels = _Kernels(a, frame_mask, scale, shift, *constant)
-            sums = kernels.slots(2)
-            kernels("moments", sums)
-            mean1, rstd1 = _moments_of_sums(sums.sum(1), count)
-            scale = rstd1[:, None] * p.gamma1
-            shift = p.beta1 - mean1[:, None] * scale
+            def of_frames(statistics):
+                return tuple(value.expand(rows).contiguous() for value in statistics)
 
-            kernels = _Kernels(a, frame_mask, scale, shift, *constant)
+            sums = torch.empty(*rows, 2)
+            unknown = (frame_mask.new_empty(0),) * 2
+            _Kernels(a, frame_mask, unknown, *constant)("moments", sums)
+            statistics1 = of_frames(norm.statistics(sums))
             v = torch.empty_like(a)
+            kernels = _Kernels(a, frame_mask, statistics1, *constant)
             kernels("convolve", v, sums)
-            mean2, rstd2 = _moments_of_sums(sums.sum(1), count)
+            statistics2 = of_frames(norm.statistics(sums))
 
             # The rounded weight's row sums, as the mean in z has to cancel exactly.
             weight = (p.out_weight * p.gamma2).to(dtype)
             row_sums = weight.float().sum(1)
+            shift = p.out_weight @ p.beta2 + p.out_bias
             z = F.linear(v, weight)
-            shift2 = torch.outer(-rstd2 * mean2, row_sums)
-            shift2 += p.out_weight @ p.beta2 + p.out_bias
             split, outputs = x.shape[-1], z.shape[-1]
-            residual = z.new_empty(*z.shape[:2], split, dtype=torch.float32)
-            skip = z.new_empty(*z.shape[:2], outputs - split, dtype=torch.float32)
-            kernels("project", z, rstd2, shift2, split, outputs, residual, skip)
-        ctx.slopes, ctx.dilation = slopes, dilation
-        statistics = (count, mean1, rstd1, mean2, rstd2, scale, shift)
+            residual, skip = (
+                torch.empty(*rows, split),
+                torch.empty(*rows, outputs - split),
+            )
+            sizes = (split, outputs)
+            kernels("project", z, *statistics2, row_sums, shift, *sizes, residual, skip)
+        ctx.norm, ctx.constant = norm, constant[1:]
         products = (x, in_weight, a, z, weight, row_sums)
-        ctx.save_for_backward(frame_mask, *statistics, *products, *parameters)
+        ctx.save_for_backward(*statistics1, *statistics2, *products, *p)
         return residual, skip
 
     @staticmethod
     def backward(ctx, residual_grad, skip_grad):
-        frame_mask, *saved = ctx.saved_tensors
-        count, mean1, rstd1, mean2, rstd2, scale, shift = saved[:7]
-        x, in_weight, a, z, weight, row_sums = saved[7:13]
-        p = BlockParameters(*saved[13:])
-        constant = (p.taps, p.tap_bias, ctx.slopes, ctx.dilation)
-        kernels = _Kernels(a, frame_mask, scale, shift, *constant)
+        *statistics, x, in_weight, a, z, weight, row_sums = ctx.saved_tensors[:10]
+        statistics1, statistics2 = statistics[:2], statistics[2:]
+        p, norm = BlockParameters(*ctx.saved_tensors[10:]), ctx.norm
+        kernels = _Kernels(a, norm.frame_mask, statistics1, p, *ctx.constant)
         channels, split, outputs = a.shape[-1], x.shape[-1], z.shape[-1]
+        frame_sums = torch.empty(*norm.frame_mask.shape, 2)
 
         # Projection and second norm
-        dz, sums, products = (
-            torch.empty_like(z),
-            kernels.slots(outputs),
-            kernels.slots(),
-        )
+        dz, sums = torch.empty_like(z), kernels.slots(2, outputs)
         grads = (residual_grad.contiguous(), skip_grad.contiguous())
-        kernels(
-            "project_backward", z, rstd2, *grads, split, outputs, dz, sums, products
-        )
-        item_sums = sums.sum(1)
-        bias_grad = item_sums.sum(0)
-        mean_terms = item_sums @ row_sums
-        rstd_grad = products.sum(1) - mean2 * mean_terms
-        offset, slope = _statistics_grads(
-            -rstd2 * mean_terms, rstd_grad, mean2, rstd2, count
-        )
+        of_z = (z, *statistics2, row_sums, *grads, split, outputs)
+        kernels("project_backward", *of_z, dz, sums, frame_sums)
+        bias_grad, mean_shifts = sums.sum((0, 1))
+        statistics_grad = norm.input_grad(frame_sums, *statistics2)
         dc, v, slopes = torch.empty_like(a), torch.empty_like(a), kernels.slots()
-        kernels("convolve_backward", dz @ weight, offset, slope, dc, v, slopes)
+        kernels("convolve_backward", dz @ weight, *statistics_grad, dc, v, slopes)
         slope2_grad = slopes.sum().view(1)
         weight_grad = (dz.flatten(0, 1).T @ v.flatten(0, 1)).float()
-        weight_grad -= ((rstd2 * mean2) @ item_sums)[:, None]
+        weight_grad -= mean_shifts[:, None]
         out_weight_grad = torch.outer(bias_grad, p.beta2) + weight_grad * p.gamma2
         gamma2_grad = (weight_grad * p.out_weight).sum(0)
         beta2_grad = bias_grad @ p.out_weight
 
         # Depthwise convolution and first norm
         sums = kernels.slots(6, channels)
-        kernels("parameter_sums", dc, sums)
-        sums = sums.sum(1)
-        shift_grad, scale_grad = sums[:, 0], sums[:, 1]
-        taps_grad, tap_bias_grad = sums[:, 2:5].sum(0), sums[:, 5].sum(0)
-        centred = scale_grad - mean1[:, None] * shift_grad
-        gamma1_grad, beta1_grad = rstd1 @ centred, shift_grad.sum(0)
-        offset, slope = _statistics_grads(
-            -rstd1 * (shift_grad @ p.gamma1), centred @ p.gamma1, mean1, rstd1, count
-        )
+        kernels("parameter_sums", dc, sums, frame_sums)
+        gamma1_grad, beta1_grad, *tap_grads, tap_bias_grad = sums.sum((0, 1))
+        statistics_grad = norm.input_grad(frame_sums, *statistics1)
         da, sums = v, kernels.slots(channels)  # v has done its duty
-        kernels("input_backward", dc, offset, slope, da, sums, slopes)
+        kernels("input_backward", dc, *statistics_grad, da, sums, slopes)
         slope1_grad, in_bias_grad = slopes.sum().view(1), sums.sum((0, 1))
         in_weight_grad = (da.flatten(0, 1).T @ x.flatten(0, 1)).float()
         parameter_grads = BlockParameters(
@@ -287,7 +329,7 @@ class _FastConvBlock(torch.autograd.Function):
             slope1_grad,
             gamma1_grad,
             beta1_grad,
-            taps_grad,
+            torch.stack(tap_grads),
             tap_bias_grad,
             slope2_grad,
             gamma2_grad,
@@ -295,10 +337,4 @@ class _FastConvBlock(torch.autograd.Function):
             out_weight_grad,
             bias_grad,
         )
-        return (da @ in_weight).float(), None, None, None, *parameter_grads
-
-
-def _statistics_grads(mean_grad, rstd_grad, mean, rstd, count):
-    """What a norm's statistics add to the gradient of its input x: offset + slope x."""
-    power_grad = -(rstd**3) * rstd_grad / count
-    return mean_grad / count - power_grad * mean, power_grad
+        return (da @ in_weight).float(), None, None, None, None, *parameter_grads

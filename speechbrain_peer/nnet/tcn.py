@@ -19,6 +19,8 @@ class ConvBlock(nn.Module):
         Sc.
     dilation : int
         Frames between taps.
+    causal : bool
+        See `conv_block.conv_block`.
 
     Example
     -------
@@ -28,9 +30,11 @@ class ConvBlock(nn.Module):
     (torch.Size([2, 50, 8]), torch.Size([2, 50, 8]))
     """
 
-    def __init__(self, channels, hidden_channels, skip_channels, dilation):
+    def __init__(
+        self, channels, hidden_channels, skip_channels, dilation, causal=False
+    ):
         super().__init__()
-        self.dilation = dilation
+        self.dilation, self.causal = dilation, causal
         self.in_proj = nn.Linear(channels, hidden_channels)
         self.in_slope = nn.Parameter(torch.full((1,), 0.25))
         self.in_gamma = nn.Parameter(torch.ones(hidden_channels))
@@ -63,7 +67,7 @@ class ConvBlock(nn.Module):
             out_weight=self.out_proj.weight,
             out_bias=self.out_proj.bias,
         )
-        return conv_block(x, frame_mask, parameters, self.dilation)
+        return conv_block(x, frame_mask, parameters, self.dilation, self.causal)
 
 
 class TemporalConvNet(nn.Module):
@@ -83,6 +87,9 @@ class TemporalConvNet(nn.Module):
         X, blocks in a repeat.
     n_repeats : int
         R.
+    causal : bool
+        Whether a frame of the output depends on the frames up to it only; norms are
+        then cumulative.
 
     Example
     -------
@@ -92,14 +99,22 @@ class TemporalConvNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels, channels, hidden_channels, skip_channels, n_blocks, n_repeats
+        self,
+        in_channels,
+        channels,
+        hidden_channels,
+        skip_channels,
+        n_blocks,
+        n_repeats,
+        causal=False,
     ):
         super().__init__()
+        self.causal = causal
         self.gamma = nn.Parameter(torch.ones(in_channels))
         self.beta = nn.Parameter(torch.zeros(in_channels))
         self.bottleneck = nn.Linear(in_channels, channels)
         self.blocks = nn.ModuleList(
-            ConvBlock(channels, hidden_channels, skip_channels, 2**block)
+            ConvBlock(channels, hidden_channels, skip_channels, 2**block, causal)
             for _ in range(n_repeats)
             for block in range(n_blocks)
         )
@@ -129,6 +144,7 @@ class TemporalConvNet(nn.Module):
             self.beta,
             self.bottleneck.weight,
             self.bottleneck.bias,
+            self.causal,
         )
         skips = 0
         for index, block in enumerate(self.blocks):

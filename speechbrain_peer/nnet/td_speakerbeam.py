@@ -35,6 +35,8 @@ class Separator(nn.Module):
         `mul`, `muladd` or `concat`.
     embedding_size : int
         Channels of the embedding for each of the two connections.
+    causal : bool
+        Whether a frame depends on the mixture up to it only, for live use.
 
     Raises
     ------
@@ -59,6 +61,7 @@ class Separator(nn.Module):
         adapted_block,
         adaptation,
         embedding_size,
+        causal=False,
     ):
         super().__init__()
         if not 0 <= adapted_block < n_blocks * n_repeats:
@@ -68,7 +71,13 @@ class Separator(nn.Module):
             )
         self.adapted_block = adapted_block
         self.tcn = TemporalConvNet(
-            n_filters, channels, hidden_channels, channels, n_blocks, n_repeats
+            n_filters,
+            channels,
+            hidden_channels,
+            channels,
+            n_blocks,
+            n_repeats,
+            causal,
         )
         self.adaptation = Adaptation(adaptation, channels, embedding_size)
 
