@@ -11,7 +11,7 @@ from speechbrain_peer.inference_inputs import (
     check_waveforms,
 )
 from speechbrain_peer.loading import HPARAMS_FILE, load_model
-from speechbrain_peer.peer_learning import extract
+from speechbrain_peer.peer_learning import embed, extract
 from speechbrain_peer.recordings import (
     check_output,
     read_recording,
@@ -145,7 +145,7 @@ class TargetSpeechExtraction(Pretrained):
         )
         check_enrollments(enrollments, lens, self.hparams.sample_rate)
         with self.inference_ctx:
-            return self.mods.speaker_encoder(enrollments, lens)
+            return embed(self.mods, enrollments, lens)
 
     def decode_batch(self, representation, length):
         """Synthesizes waveforms.

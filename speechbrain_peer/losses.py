@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from speechbrain_peer.signal import si_snr
 
@@ -18,17 +19,22 @@ class PeerSiSnr(NamedTuple):
 class PeerLoss:
     """Negative SI-SNR of the estimates, and weighted of decoder(p) and decoder(r).
 
+    With a speaker classifier also its weighted cross entropy.
+
     The paper names only negative SI-SNR; the terms for p and r, which make the
     predictors representations that the decoder understands, are our reading.
 
     Arguments
     ---------
     scale_weights : list of float
-        Weight of each of the decoder's scales, the estimate first.
+        Weight of each of the decoder's scales, the estimate first; the same for
+        decoder(p) and decoder(r).
     predictor_weight : float
         Of decoder(p).
     refined_weight : float
         Of decoder(r).
+    speaker_weight : float
+        Of the cross entropy of the speaker classifier's logits.
 
     Example
     -------
@@ -40,12 +46,19 @@ class PeerLoss:
     torch.Size([2, 4])
     """
 
-    def __init__(self, scale_weights=(1.0,), predictor_weight=1.0, refined_weight=1.0):
+    def __init__(
+        self,
+        scale_weights=(1.0,),
+        predictor_weight=1.0,
+        refined_weight=1.0,
+        speaker_weight=0.0,
+    ):
         self.scale_weights = scale_weights
         self.predictor_weight = predictor_weight
         self.refined_weight = refined_weight
+        self.speaker_weight = speaker_weight
 
-    def __call__(self, outputs, targets, lens=None):
+    def __call__(self, outputs, targets, lens=None, speakers=None):
         """Computes the loss.
 
         Arguments
@@ -56,6 +69,8 @@ class PeerLoss:
             (batch, time).
         lens : torch.Tensor or None
             Relative lengths (batch,).
+        speakers : torch.Tensor or None
+            Indices of the target speakers, for the classifier, (batch,).
 
         Returns
         -------
@@ -66,17 +81,22 @@ class PeerLoss:
         """
 
         def score(waveforms):
+            """SI-SNR of the main scale, and the weighted mean loss of all scales."""
             peers = waveforms.unflatten(0, (-1, len(targets)))
-            return si_snr(peers.movedim(2, 0), targets, lens)
+            scales = si_snr(
+                peers.movedim(2, 0), targets, lens
+            )  # (scales, peers, batch)
+            weighted = zip(self.scale_weights, scales, strict=True)
+            return scales[0].detach(), -sum(w * scale.mean() for w, scale in weighted)
 
-        scales = score(outputs.estimate)  # (scales, peers, batch)
-        loss = -sum(
-            weight * scale.mean()
-            for weight, scale in zip(self.scale_weights, scales, strict=True)
-        )
+        mask, loss = score(outputs.estimate)
+        if outputs.speaker_logits is not None:
+            logits = outputs.speaker_logits.float()
+            loss = loss + self.speaker_weight * F.cross_entropy(logits, speakers)
         if outputs.predicted is None:
-            return loss, PeerSiSnr(scales[0].detach())
-        predictor, refined = score(outputs.predicted)[0], score(outputs.refined)[0]
-        loss = loss - self.predictor_weight * predictor.mean()
-        loss = loss - self.refined_weight * refined.mean()
-        return loss, PeerSiSnr(scales[0].detach(), predictor.detach(), refined.detach())
+            return loss, PeerSiSnr(mask)
+        predictor, predictor_loss = score(outputs.predicted)
+        refined, refined_loss = score(outputs.refined)
+        loss = loss + self.predictor_weight * predictor_loss
+        loss = loss + self.refined_weight * refined_loss
+        return loss, PeerSiSnr(mask, predictor, refined)

@@ -99,6 +99,29 @@ class Outputs(NamedTuple):
     """decoder(p)"""
     refined: torch.Tensor | None = None
     """decoder(r)"""
+    speaker_logits: torch.Tensor | None = None
+    """Of the stage `speaker_classifier`, where there is one, (batch, speakers)."""
+
+
+def embed(modules, enrollments, enrollment_lens=None):
+    """Turns enrollments into embeddings of their speakers, a.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    enrollments : torch.Tensor
+        (batch, time).
+    enrollment_lens : torch.Tensor or None
+        Relative lengths (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, embedding).
+    """
+    # The mixture's encoder goes along: speaker encoders may share it.
+    return modules["speaker_encoder"](enrollments, enrollment_lens, modules["encoder"])
 
 
 def represent(modules, mixtures, embeddings, mixture_lens=None):
@@ -225,15 +248,19 @@ def learn_from_peers(modules, mixtures, embeddings, targets, lens, exchange, coi
     branches = represent(modules, mixtures, embeddings, lens)
     if has_predictors(exchange) != (branches.p is not None):
         raise ValueError(f"exchange '{exchange}' does not fit the model's predictors")
+    logits = None
+    if "speaker_classifier" in modules:
+        logits = modules["speaker_classifier"](embeddings)
     if branches.p is None:
-        return Outputs(estimate(modules, branches, None, length)[0])
+        estimates, _ = estimate(modules, branches, None, length)
+        return Outputs(estimates, speaker_logits=logits)
 
     predicted = modules["decoder"](branches.p, length, branches.frame_mask)
     scores = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
     p_star = lend(branches.p.unflatten(0, peers), scores, exchange, coin).flatten(0, 1)
     estimates, r = estimate(modules, branches, p_star, length)
     refined = modules["decoder"](r, length, branches.frame_mask)
-    return Outputs(estimates, predicted, refined)
+    return Outputs(estimates, predicted, refined, logits)
 
 
 def extract(modules, mixtures, embeddings, mixture_lens=None):
@@ -246,7 +273,7 @@ def extract(modules, mixtures, embeddings, mixture_lens=None):
     mixtures : torch.Tensor
         (batch, time).
     embeddings : torch.Tensor
-        (batch, embedding), from the stage `speaker_encoder`.
+        (batch, embedding), from `embed`.
     mixture_lens : torch.Tensor or None
         Relative lengths (batch,).
 

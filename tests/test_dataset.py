@@ -262,7 +262,7 @@ def test_without_peers_no_peer_is_read(make_set, prepared, tmp_path):
             source["path"] += " is gone.wav"
     write_manifest(tmp_path / "train.json", rows)
     single = epoch_items(*make_set(tmp_path / "train.json", peers="off"), 1)
-    keys = {"id", "mixture_sig", "target_sig", "enrollment_sig"}
+    keys = {"id", "mixture_sig", "target_sig", "enrollment_sig", "speaker"}
     assert all(item.keys() == keys for item in single.values()) and len(single) == 3
     with pytest.raises(AudioError, match=r"is gone\.wav: no such file"):
         epoch_items(

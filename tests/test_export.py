@@ -16,7 +16,7 @@ from speechbrain_peer.export import STAGES, export_model
 from speechbrain_peer.folding import can_fold, fold_predictors
 from speechbrain_peer.loading import check_yaml, load_model
 from speechbrain_peer.nnet.filterbank import Encoder
-from speechbrain_peer.peer_learning import extract
+from speechbrain_peer.peer_learning import embed, extract
 
 HPARAMS = sorted((Path(__file__).parents[1] / "hparams").glob("*.yaml"))
 YAML, WEIGHTS = "hyperparams.yaml", "weights.ckpt"
@@ -58,9 +58,9 @@ def test_export_holds_the_trained_stages_and_nothing_else(tmp_path):
     assert {path.name for path in folder.iterdir()} == {YAML, WEIGHTS}
 
     mixtures, enrollments = torch.randn(2, 1, 4000)
-    embeddings = trained["speaker_encoder"](enrollments)
+    embeddings = embed(trained, enrollments)
     torch.testing.assert_close(
-        extract(modules, mixtures, modules["speaker_encoder"](enrollments)),
+        extract(modules, mixtures, embed(modules, enrollments)),
         extract(trained, mixtures, embeddings),
     )
 

@@ -42,25 +42,34 @@ def scores_by_hand(waveforms, targets, lens):
 
 def test_terms_and_weights(targets):
     lens = torch.tensor([1.0, 0.25, 0.5])
-    outputs = Outputs(
-        *(noisy(targets, scales, seed) for seed, scales in enumerate((3, 1, 1)))
-    )
+    outputs = Outputs(*(noisy(targets, 3, seed) for seed in range(3)))
     loss, si_snrs = PeerLoss([0.8, 0.1, 0.05], 0.3, 0.7)(outputs, targets, lens)
-    scales, (predictor,), (refined,) = (
-        scores_by_hand(waveforms, targets, lens) for waveforms in outputs
-    )
-    expected = -(
-        0.8 * scales[0].mean()
-        + 0.1 * scales[1].mean()
-        + 0.05 * scales[2].mean()
-        + 0.3 * predictor.mean()
-        + 0.7 * refined.mean()
+    scores = [
+        scores_by_hand(waveforms, targets, lens)
+        for waveforms in outputs
+        if waveforms is not None
+    ]
+    expected = -sum(
+        term * weight * scale.mean()
+        for term, scales in zip((1.0, 0.3, 0.7), scores, strict=True)
+        for weight, scale in zip((0.8, 0.1, 0.05), scales, strict=True)
     )
     torch.testing.assert_close(loss, expected)
     # The curves get the first scale, peers apart, items in order, and no gradient.
-    for values, right in zip(si_snrs, (scales[0], predictor, refined), strict=True):
+    for values, (right, *_) in zip(si_snrs, scores, strict=True):
         torch.testing.assert_close(values, right)
         assert not values.requires_grad
+
+
+def test_the_speaker_classifier_learns_the_speakers(targets):
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 0.0]], requires_grad=True)
+    speakers = torch.tensor([1, 0, 1])
+    chances = logits.detach().exp() / logits.detach().exp().sum(1, keepdim=True)
+    expected = -chances[range(BATCH), speakers].log().mean()
+    outputs = Outputs(noisy(targets, 1, seed=0), speaker_logits=logits)
+    loss, _ = PeerLoss(speaker_weight=0.5)(outputs, targets, None, speakers)
+    without, _ = PeerLoss()(outputs, targets, None, speakers)
+    torch.testing.assert_close(loss - without, 0.5 * expected)
 
 
 def test_both_peers_and_every_term_learn(targets):
@@ -68,7 +77,7 @@ def test_both_peers_and_every_term_learn(targets):
     grads = {}
     for weights in ((1.0, 1.0), (0.0, 2.0)):
         loss, _ = PeerLoss([1.0], *weights)(outputs, targets)
-        grads[weights] = torch.autograd.grad(loss, outputs)
+        grads[weights] = torch.autograd.grad(loss, outputs[:3])
     assert all(item.any() for grad in grads[1.0, 1.0] for item in grad)
     estimate, predicted, refined = grads[0.0, 2.0]
     torch.testing.assert_close(estimate, grads[1.0, 1.0][0])

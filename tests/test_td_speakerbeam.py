@@ -12,7 +12,7 @@ from speechbrain_peer.nnet.adaptation import Adaptation
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.nnet.public_checkpoints import load_speakerbeam, speakerbeam_names
 from speechbrain_peer.nnet.td_speakerbeam import Separator
-from speechbrain_peer.peer_learning import extract
+from speechbrain_peer.peer_learning import embed, extract
 
 RECIPE = Path(__file__).parents[1] / "hparams" / "td_speakerbeam_pl.yaml"
 FULL_SIZE = 6_704_194
@@ -110,7 +110,7 @@ def noise(*shape, seed=0):
 
 @torch.no_grad()
 def extract_from(modules, mixtures, enrollments, mixture_lens=None, lens=None):
-    embeddings = modules["speaker_encoder"](enrollments, lens)
+    embeddings = embed(modules, enrollments, lens)
     return extract(modules, mixtures, embeddings, mixture_lens)
 
 

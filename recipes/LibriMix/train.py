@@ -29,7 +29,7 @@ from speechbrain_peer.data.dataset import evaluation_set, training_set
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.export import export_model
 from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.peer_learning import extract, learn_from_peers
+from speechbrain_peer.peer_learning import embed, extract, learn_from_peers
 from speechbrain_peer.reports import save_examples, write_scores
 from speechbrain_peer.runtime import keep_freed_memory
 from speechbrain_peer.scoring import ScoringPool
@@ -43,7 +43,7 @@ class PeerBrain(sb.Brain):
         """Runs both peers through the shared weights, or one mixture at evaluation."""
         batch = batch.to(self.device)
         mixtures, lens = batch.mixture_sig
-        embeddings = self.modules["speaker_encoder"](*batch.enrollment_sig)
+        embeddings = embed(self.modules, *batch.enrollment_sig)
         if stage != sb.Stage.TRAIN:
             return extract(self.modules, mixtures, embeddings, lens)
 
@@ -68,7 +68,7 @@ class PeerBrain(sb.Brain):
         """Negative SI-SNR; at evaluation of what is extracted."""
         targets, lens = batch.target_sig
         if stage == sb.Stage.TRAIN:
-            loss, si_snrs = self.hparams.loss(predictions, targets, lens)
+            loss, si_snrs = self.hparams.loss(predictions, targets, lens, batch.speaker)
             self.hparams.curves.update(*si_snrs)
             return loss
         if stage == sb.Stage.TEST:
@@ -175,6 +175,13 @@ def make_datasets(hparams, prepared):
         hparams["peer_interferer"],
         prepared.peers,
     )
+    # Only a model that learns to classify them has this key.
+    n_speakers = len(hparams["training_items"].speaker_indices)
+    if hparams.get("n_speakers", n_speakers) != n_speakers:
+        raise DataError(
+            f"{hparams['train_subset']} has {n_speakers} speakers: give "
+            f"--n_speakers {n_speakers}"
+        )
     valid = evaluation_set(prepared.manifests["dev"], prepared.data_root, rate)
     test = evaluation_set(prepared.manifests["test"], prepared.data_root, rate)
     test.set_output_keys([*test.pipeline.output_mapping, "interferer_sigs"])

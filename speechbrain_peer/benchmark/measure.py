@@ -13,7 +13,7 @@ from tqdm import tqdm
 from speechbrain_peer.runtime import keep_freed_memory
 
 PRECISIONS = ("fp32", "bf16")
-WARM_UP = 2  # rounds
+WARM_UP = 2  # rounds, of what is short
 
 # Writing 5 to it makes VmHWM, the peak of resident memory, start anew; Linux only.
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -35,7 +35,7 @@ def set_up(device, threads):
         torch.backends.cudnn.allow_tf32 = True
 
 
-def time_in_turns(cases, repeats, device, title):
+def time_in_turns(cases, repeats, device, title, warm_up=WARM_UP):
     """Times cases A B C A B C ..., after rounds of warm-up.
 
     Arguments
@@ -48,6 +48,8 @@ def time_in_turns(cases, repeats, device, title):
         `cpu` or `cuda`, whose work is waited for.
     title : str
         Of the progress bar.
+    warm_up : int
+        Rounds that do not count.
 
     Returns
     -------
@@ -62,14 +64,14 @@ def time_in_turns(cases, repeats, device, title):
     """
     synchronize = torch.cuda.synchronize if device == "cuda" else torch.cpu.synchronize
     seconds = {name: [] for name in cases}
-    turns = [name for _ in range(WARM_UP + repeats) for name in cases]
+    turns = [name for _ in range(warm_up + repeats) for name in cases]
     for name in tqdm(turns, desc=title):
         synchronize()
         started = time.perf_counter()
         cases[name]()
         synchronize()
         seconds[name].append(time.perf_counter() - started)
-    return {name: values[WARM_UP:] for name, values in seconds.items()}
+    return {name: values[warm_up:] for name, values in seconds.items()}
 
 
 def peak_memory(make_case, small, large, device, threads):

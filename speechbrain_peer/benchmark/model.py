@@ -17,11 +17,16 @@ from speechbrain_peer.losses import PeerLoss
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.nnet.mask import MaskHead
 from speechbrain_peer.nnet.td_speakerbeam import Separator, SpeakerEncoder
-from speechbrain_peer.peer_learning import Predictor, extract, learn_from_peers
+from speechbrain_peer.peer_learning import (
+    Predictor,
+    embed,
+    extract,
+    learn_from_peers,
+)
 
 EXCHANGES = {"TD-SpeakerBeam": "none", "TD-SpeakerBeam + PL": "better"}
 MAX_GRAD_NORM = 5.0
-LONG_REPEATS = 3  # of what takes long
+LONG_ROUNDS = {"repeats": 1, "warm_up": 1}  # of what takes long
 
 
 def build_stages(sizes, exchange):
@@ -90,7 +95,7 @@ class TrainingStep:
     def __call__(self):
         """Runs it."""
         with precision_context(self.precision, self.device):
-            embeddings = self.stages["speaker_encoder"](self.enrollments, self.lens)
+            embeddings = embed(self.stages, self.enrollments, self.lens)
             outputs = learn_from_peers(
                 self.stages,
                 self.mixtures,
@@ -110,7 +115,7 @@ class TrainingStep:
 def extract_once(stages, precision, mixture, enrollment):
     """Embeds the speaker and extracts from the whole mixture at once."""
     with precision_context(precision, mixture.device.type):
-        return extract(stages, mixture, stages["speaker_encoder"](enrollment))
+        return extract(stages, mixture, embed(stages, enrollment))
 
 
 def time_training(sizes, repeats, device):
@@ -181,8 +186,11 @@ def time_extraction(sizes, repeats, device):
             )
             for (row, stages), precision in product(models.items(), PRECISIONS)
         }
-        rounds = repeats if seconds == min(sizes.long_seconds) else LONG_REPEATS
+        rounds = {"repeats": repeats}
+        if seconds > min(sizes.long_seconds):
+            rounds = LONG_ROUNDS
         title = f"extraction from {seconds:g} s"
-        for cell, taken in time_in_turns(cases, rounds, device, title).items():
+        taken_by = time_in_turns(cases, device=device, title=title, **rounds)
+        for cell, taken in taken_by.items():
             table.add(*cell, [second / seconds for second in taken])
     return table

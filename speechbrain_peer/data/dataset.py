@@ -41,6 +41,8 @@ class TrainingItems:
         self.seed = seed
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
         self.pool = SourcePool(rows)
+        speakers = sorted({row["target"]["speaker"] for row in rows.values()})
+        self.speaker_indices = {name: index for index, name in enumerate(speakers)}
         # In shared memory, so that running loader workers learn the epoch too.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -64,6 +66,8 @@ class TrainingItems:
         ------
         mixture, target, enrollment : torch.Tensor
             (time,); mixture and target are of equal length.
+        speaker : int
+            Index of the target speaker among the sorted names of all.
         coin : int
             0 or 1, the peer that lends with `exchange: anyway`.
         peer_mixture : torch.Tensor
@@ -77,6 +81,7 @@ class TrainingItems:
         yield target
         enrollment = self.pool.draw_enrollment(row, rng)
         yield self._read(enrollment["path"], self._draw_start(enrollment, rng))
+        yield self.speaker_indices[row["target"]["speaker"]]
         yield int(rng.integers(2))
         yield self._mix_peer(item_id, target, start, rng)
 
@@ -140,8 +145,8 @@ def training_set(
     Returns
     -------
     dataset : DynamicItemDataset
-        Items with `id`, `mixture_sig`, `target_sig`, `enrollment_sig`, and with peers
-        `coin` and `peer_sig`.
+        Items with `id`, `mixture_sig`, `target_sig`, `enrollment_sig`, `speaker`, and
+        with peers `coin` and `peer_sig`.
     items : TrainingItems
         Its `set_epoch` starts an epoch.
     """
@@ -151,10 +156,11 @@ def training_set(
     items = TrainingItems(
         rows, chunk_samples, sample_rate, seed, peer_interferer, listed
     )
-    signals = ["mixture_sig", "target_sig", "enrollment_sig", "coin", "peer_sig"]
+    of_single = ["mixture_sig", "target_sig", "enrollment_sig", "speaker"]
+    of_pair = [*of_single, "coin", "peer_sig"]
     dataset = DynamicItemDataset(rows)
-    dataset.add_dynamic_item(items.read, takes="id", provides=signals)
-    dataset.set_output_keys(["id", *(signals[:3] if peers == "off" else signals)])
+    dataset.add_dynamic_item(items.read, takes="id", provides=of_pair)
+    dataset.set_output_keys(["id", *(of_single if peers == "off" else of_pair)])
     return dataset, items
 
 

@@ -26,10 +26,14 @@ from torch.nn import functional as F
 from speechbrain_peer.nnet.kernels import load_kernels
 
 NORM_EPS = 1e-8
+"""Added to the variance, unless told otherwise."""
 
 
 class BlockParameters(NamedTuple):
-    """Parameters of a block of B channels, H hidden channels and O = B + Sc outputs."""
+    """Parameters of a block with H hidden channels and O = B + Sc outputs.
+
+    It has B input channels, or more, of which the others have no residual.
+    """
 
     in_weight: torch.Tensor
     """(H, B)"""
@@ -57,7 +61,7 @@ class BlockParameters(NamedTuple):
     """(O,)"""
 
 
-def conv_block(x, frame_mask, parameters, dilation, causal=False):
+def conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     """One block: widen, PReLU, norm, depthwise convolution, PReLU, norm, project.
 
     Under autocast the products and the activations between them are bf16, the
@@ -76,6 +80,8 @@ def conv_block(x, frame_mask, parameters, dilation, causal=False):
     causal : bool
         Whether a frame depends on itself and those before it only: the taps' last one
         reads the frame, and norms are cumulative.
+    eps : float
+        Added to the variance by both norms.
 
     Returns
     -------
@@ -87,16 +93,16 @@ def conv_block(x, frame_mask, parameters, dilation, causal=False):
     if x.device.type == "cpu" and x.dtype == parameters.taps.dtype == torch.float32:
         dtype = _activation_dtype(x)
         if load_kernels("conv_block", dtype) is not None:
-            constant = (dilation, causal, dtype)
+            constant = (dilation, causal, eps, dtype)
             return _FastConvBlock.apply(x, frame_mask, *constant, *parameters)
-    return plain_conv_block(x, frame_mask, parameters, dilation, causal)
+    return plain_conv_block(x, frame_mask, parameters, dilation, causal, eps)
 
 
-def plain_conv_block(x, frame_mask, parameters, dilation, causal=False):
+def plain_conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     """`conv_block` in plain PyTorch."""
     p = parameters
     hidden = prelu(F.linear(x, p.in_weight, p.in_bias), p.slope1)
-    mean, rstd = moments(hidden, frame_mask, causal)
+    mean, rstd = moments(hidden, frame_mask, causal, eps)
     normed = (hidden - mean) * rstd * p.gamma1 + p.beta1
     before = -_first_tap(dilation, causal)
     padded = F.pad(
@@ -109,9 +115,9 @@ def plain_conv_block(x, frame_mask, parameters, dilation, causal=False):
         convolved = convolved + padded[:, start : start + frames] * p.taps[tap]
     hidden = prelu(convolved, p.slope2).to(hidden.dtype)
     out = norm_linear(
-        hidden, frame_mask, p.gamma2, p.beta2, p.out_weight, p.out_bias, causal
+        hidden, frame_mask, p.gamma2, p.beta2, p.out_weight, p.out_bias, causal, eps
     )
-    return out.split((x.shape[-1], out.shape[-1] - x.shape[-1]), dim=-1)
+    return out.split(_split(x, p), dim=-1)
 
 
 def prelu(x, slope):
@@ -119,7 +125,7 @@ def prelu(x, slope):
     return torch.where(x > 0, x, slope.to(x.dtype) * x)
 
 
-def moments(x, frame_mask, causal=False):
+def moments(x, frame_mask, causal=False, eps=NORM_EPS):
     """Mean and reciprocal deviation over true frames and channels.
 
     Arguments
@@ -130,6 +136,8 @@ def moments(x, frame_mask, causal=False):
         (batch, frames), 1 for true frames.
     causal : bool
         Whether they are those of every frame and what is before it.
+    eps : float
+        Added to the variance.
 
     Returns
     -------
@@ -140,15 +148,22 @@ def moments(x, frame_mask, causal=False):
         x = x.float()
     # Rows first: short sums keep fp32 exact over minutes of frames.
     sums = torch.stack((x.sum(-1), x.square().sum(-1)), dim=-1)
-    statistics = _Norm(frame_mask, x.shape[-1], causal).statistics(sums)
+    statistics = _Norm(frame_mask, x.shape[-1], causal, eps).statistics(sums)
     return tuple(statistic[..., None] for statistic in statistics)
 
 
-def norm_linear(x, frame_mask, gamma, beta, weight, bias, causal=False):
+def norm_linear(x, frame_mask, gamma, beta, weight, bias, causal=False, eps=NORM_EPS):
     """`linear(layer_norm(x))` without writing the normalized x."""
-    mean, rstd = moments(x, frame_mask, causal)
+    mean, rstd = moments(x, frame_mask, causal, eps)
     product = F.linear(x, weight * gamma).to(mean.dtype)
     return rstd * product - (rstd * mean) * (weight @ gamma) + (weight @ beta + bias)
+
+
+def _split(x, parameters):
+    """How many of the outputs are the residual's, and how many the skip's."""
+    outputs = len(parameters.out_bias)
+    residuals = min(x.shape[-1], outputs)
+    return residuals, outputs - residuals
 
 
 def _first_tap(dilation, causal):
@@ -163,8 +178,8 @@ class _Norm:
     or of every frame, (batch, frames), if causal.
     """
 
-    def __init__(self, frame_mask, channels, causal):
-        self.frame_mask, self.causal = frame_mask, causal
+    def __init__(self, frame_mask, channels, causal, eps):
+        self.frame_mask, self.causal, self.eps = frame_mask, causal, eps
         # A first frame that is padding has no values, which is no division by zero.
         self.count = self._up_to_now(frame_mask).clamp(min=1) * channels
 
@@ -172,7 +187,7 @@ class _Norm:
         """Mean and reciprocal deviation."""
         sums = self._up_to_now(sums * self.frame_mask[..., None])
         mean, power = (sums / self.count[..., None]).unbind(-1)
-        return mean, torch.rsqrt((power - mean * mean).clamp(min=0) + NORM_EPS)
+        return mean, torch.rsqrt((power - mean * mean).clamp(min=0) + self.eps)
 
     def input_grad(self, grad_sums, mean, rstd):
         """What the statistics add to the gradient of the input x: offset + factor x.
@@ -249,13 +264,13 @@ class _FastConvBlock(torch.autograd.Function):
     """`plain_conv_block` in few passes. The names are those of conv_block.c."""
 
     @staticmethod
-    def forward(ctx, x, frame_mask, dilation, causal, dtype, *parameters):
+    def forward(ctx, x, frame_mask, dilation, causal, eps, dtype, *parameters):
         p = BlockParameters(*(parameter.contiguous() for parameter in parameters))
         with torch.autocast("cpu", enabled=False):
             x, in_weight = x.to(dtype), p.in_weight.to(dtype)
             a = F.linear(x, in_weight)
             frame_mask = frame_mask.float().contiguous()
-            norm = _Norm(frame_mask, a.shape[-1], causal)
+            norm = _Norm(frame_mask, a.shape[-1], causal, eps)
             slopes = p.slope1.item(), p.slope2.item()
             constant = (p, slopes, (_first_tap(dilation, causal), dilation))
             rows = frame_mask.shape
@@ -277,12 +292,9 @@ class _FastConvBlock(torch.autograd.Function):
             row_sums = weight.float().sum(1)
             shift = p.out_weight @ p.beta2 + p.out_bias
             z = F.linear(v, weight)
-            split, outputs = x.shape[-1], z.shape[-1]
-            residual, skip = (
-                torch.empty(*rows, split),
-                torch.empty(*rows, outputs - split),
-            )
-            sizes = (split, outputs)
+            residuals, skips = _split(x, p)
+            residual, skip = torch.empty(*rows, residuals), torch.empty(*rows, skips)
+            sizes = (residuals, residuals + skips)
             kernels("project", z, *statistics2, row_sums, shift, *sizes, residual, skip)
         ctx.norm, ctx.constant = norm, constant[1:]
         products = (x, in_weight, a, z, weight, row_sums)
@@ -295,7 +307,7 @@ class _FastConvBlock(torch.autograd.Function):
         statistics1, statistics2 = statistics[:2], statistics[2:]
         p, norm = BlockParameters(*ctx.saved_tensors[10:]), ctx.norm
         kernels = _Kernels(a, norm.frame_mask, statistics1, p, *ctx.constant)
-        channels, split, outputs = a.shape[-1], x.shape[-1], z.shape[-1]
+        channels, split, outputs = a.shape[-1], residual_grad.shape[-1], z.shape[-1]
         frame_sums = torch.empty(*norm.frame_mask.shape, 2)
 
         # Projection and second norm
@@ -337,4 +349,4 @@ class _FastConvBlock(torch.autograd.Function):
             out_weight_grad,
             bias_grad,
         )
-        return (da @ in_weight).float(), None, None, None, None, *parameter_grads
+        return (da @ in_weight).float(), *[None] * 5, *parameter_grads

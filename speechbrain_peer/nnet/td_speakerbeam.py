@@ -155,7 +155,7 @@ class SpeakerEncoder(nn.Module):
         self.slope = nn.Parameter(torch.full((1,), 0.25))
         self.linear = nn.Linear(channels, 2 * embedding_size)
 
-    def forward(self, enrollments, enrollment_lens=None):
+    def forward(self, enrollments, enrollment_lens=None, mixture_encoder=None):
         """Embeds.
 
         Arguments
@@ -164,6 +164,8 @@ class SpeakerEncoder(nn.Module):
             (batch, time).
         enrollment_lens : torch.Tensor or None
             Relative lengths (batch,).
+        mixture_encoder : object
+            Not used: it has a filterbank of its own.
 
         Returns
         -------
