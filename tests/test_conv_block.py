@@ -188,6 +188,34 @@ def test_what_comes_later_does_not_change_a_causal_block(path):
     assert not torch.equal(outputs[0][:, 60], outputs[1][:, 60])
 
 
+@needs_compiler
+@pytest.mark.parametrize("causal", [False, True])
+def test_inputs_without_residual_and_no_skip(causal):
+    """The outputs are the residual's, of the first of the input's channels."""
+    parameters = make_parameters()
+    wide = torch.randn(HIDDEN, CHANNELS, generator=torch.Generator().manual_seed(3))
+    outputs = CHANNELS
+    parameters = parameters._replace(
+        in_weight=torch.cat((parameters.in_weight, wide), dim=1).detach(),
+        out_weight=parameters.out_weight[:outputs].detach(),
+        out_bias=parameters.out_bias[:outputs].detach(),
+    )
+    parameters = BlockParameters(*(p.detach().requires_grad_() for p in parameters))
+    (x, mask), (other, _) = make_input((131, 65)), make_input((131, 65), seed=2)
+    x = torch.cat((x, other), dim=-1)
+    results = []
+    for path in (conv_block, plain_conv_block):
+        residual, skip = path(x, mask, parameters, 4, causal, eps=0.1)
+        assert residual.shape == (2, 131, CHANNELS) and skip.shape == (2, 131, 0)
+        true = residual * mask[..., None]
+        loss = (true * loss_weights(true)).sum()
+        results.append((true, *torch.autograd.grad(loss, parameters)))
+    for fast, plain in zip(*results, strict=True):
+        assert error(fast, plain) < 1e-5
+    smaller_eps = conv_block(x, mask, parameters, 4, causal)[0]
+    assert error(smaller_eps, residual) > 1e-3
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_mask_and_layout_of_any_kind(path):
     x, mask = make_input((70, 9))
