@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_peer.folding import can_fold, fold_predictors
 from speechbrain_peer.loading import (
+    CARD_FILE,
     HPARAMS_FILE,
     WEIGHTS_FILE,
     check_yaml,
@@ -20,6 +21,14 @@ from speechbrain_peer.loading import (
 )
 
 logger = get_logger(__name__)
+
+# What SpeechBrain's foreign_class needs: its Pretrainer takes weights.ckpt.
+FOREIGN_CLASS = """
+stages: !new:torch.nn.ModuleDict [!ref <modules>]
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    weights: !ref <stages>
+"""
 
 # What extraction runs, in its order; a training run may have further modules.
 STAGES = (
@@ -32,6 +41,12 @@ STAGES = (
     "decoder",
 )
 
+# SpeechBrain's foreign_class imports its interface from a file of the model.
+DOCUMENTS = {
+    "custom.py": '"""The interface, for SpeechBrain\'s foreign_class."""\n\n'
+    "from speechbrain_peer.inference import TargetSpeechExtraction  # noqa: F401\n"
+}
+
 HEADER = f"""\
 # A target speech extraction model. These are the stages, whose weights are in
 # {WEIGHTS_FILE} beside this file. To use it:
@@ -43,7 +58,7 @@ HEADER = f"""\
 
 
 @main_process_only
-def export_model(hparams_file, modules, folder, extra=None):
+def export_model(hparams_file, modules, folder, documents=None):
     """Writes what inference needs of a training run: a YAML and the weights.
 
     Linear predictors are folded into the mask head: peer learning then costs nothing.
@@ -60,8 +75,8 @@ def export_model(hparams_file, modules, folder, extra=None):
         wrap them.
     folder : str or pathlib.Path
         Where to export to.
-    extra : dict, optional
-        Further entries for the YAML, plain values.
+    documents : dict, optional
+        Further text files by name, such as a model card.
 
     Returns
     -------
@@ -75,9 +90,7 @@ def export_model(hparams_file, modules, folder, extra=None):
     """
     folder = Path(folder)
     _check_replaceable(folder)
-    with open(hparams_file, encoding="utf-8") as stream:
-        hparams = _inference_hparams(stream, hparams_file)
-    hparams.update(extra or {})
+    hparams = stage_hparams(hparams_file, STAGES)
     stages = {name: _unwrapped(modules[name]) for name in hparams["modules"]}
     if can_fold(stages):
         stages = fold_predictors(stages)
@@ -90,6 +103,8 @@ def export_model(hparams_file, modules, folder, extra=None):
     try:
         _write_hparams(hparams, temporary / HPARAMS_FILE)
         torch.save(stages.state_dict(), temporary / WEIGHTS_FILE)
+        for name, text in {**DOCUMENTS, **(documents or {})}.items():
+            (temporary / name).write_text(text, encoding="utf-8")
         # Trusted: these are the classes of the run that is calling.
         load_model(temporary, trust=True)
         _warn_if_unsafe(temporary / HPARAMS_FILE)
@@ -99,16 +114,38 @@ def export_model(hparams_file, modules, folder, extra=None):
     return folder
 
 
-def _inference_hparams(stream, name):
-    """The entries for inference: the rate, the stages, and `modules`."""
-    run = ruamel.yaml.YAML().load(resolve_references(stream))
+def stage_hparams(hparams_file, names=None):
+    """Reads what builds the stages of a training run, and builds nothing.
+
+    Arguments
+    ---------
+    hparams_file : str or pathlib.Path
+        The YAML of the run, with the overrides in it.
+    names : iterable of str, optional
+        Which stages, in which order; by default all.
+
+    Returns
+    -------
+    dict
+        `sample_rate`, the stages, and `modules`, which refers to them: nodes for
+        `dump_hyperpyyaml`.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks an entry.
+    """
+    with open(hparams_file, encoding="utf-8") as stream:
+        run = ruamel.yaml.YAML().load(resolve_references(stream))
     for key in ("sample_rate", "modules"):
         if key not in run:
-            raise ValueError(f"{name}: has no entry '{key}', which export needs")
+            raise ValueError(
+                f"{hparams_file}: has no entry '{key}', which a model needs"
+            )
     copies = {}
     stages = {
         key: _without_comments(run["modules"][key], copies)
-        for key in STAGES
+        for key in names or run["modules"]
         if key in run["modules"]
     }
     return {
@@ -158,6 +195,7 @@ def _write_hparams(hparams, path):
     with open(path, "w", encoding="utf-8") as stream:
         stream.write(HEADER)
         dump_hyperpyyaml(hparams, stream)
+        stream.write(FOREIGN_CLASS)
 
 
 def _warn_if_unsafe(path):
@@ -171,7 +209,8 @@ def _check_replaceable(folder):
     """Only an export may be replaced: other files in a folder would be lost."""
     if not folder.exists():
         return
-    others = {path.name for path in folder.iterdir()} - {HPARAMS_FILE, WEIGHTS_FILE}
+    own = {HPARAMS_FILE, WEIGHTS_FILE, CARD_FILE, *DOCUMENTS}
+    others = {path.name for path in folder.iterdir()} - own
     if others:
         raise ValueError(
             f"{folder}: holds other files ({', '.join(sorted(others))}), which an "

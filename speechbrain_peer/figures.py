@@ -15,7 +15,7 @@ from speechbrain_peer.metrics import si_sdr
 _WINDOW_SECONDS, _HOP_SECONDS = 0.032, 0.008
 _DYNAMIC_RANGE_DB = 70
 
-_BRANCHES = (
+BRANCHES = (
     ("better_mask", "mask, better peer", "C0", "-"),
     ("worse_mask", "mask, worse peer", "C0", "--"),
     ("better_predictor", "p, better peer", "C1", "-"),
@@ -66,12 +66,40 @@ def curves_figure(rows):
     """
     figure = Figure(figsize=(12, 5), dpi=120, layout="constrained")
     peers, losses = figure.subplots(1, 2)
-    _draw_columns(peers, rows, _BRANCHES)
+    draw_columns(peers, rows, BRANCHES)
     peers.set(title="Training items, mean over an epoch", ylabel="SI-SNR (dB)")
-    _draw_columns(losses, rows, _LOSSES)
+    draw_columns(losses, rows, _LOSSES)
     losses.set(title="Loss and agreement", ylabel="loss (lower is better)")
     _draw_agreement(losses, rows)
     return figure
+
+
+def draw_columns(panel, rows, columns, along="epoch"):
+    """Draws columns over the epochs, but those without a value.
+
+    Arguments
+    ---------
+    panel : matplotlib.axes.Axes
+    rows : list of dict
+        One for each epoch, as in `curves_figure`.
+    columns : iterable of tuple
+        Name, label, color and line style of each, such as `BRANCHES`.
+    along : str
+        The column to draw them over, `epoch` or `step`.
+    """
+    for name, label, color, style in columns:
+        values = _column(rows, name)
+        if not np.isnan(values).all():
+            places = _column(rows, along)
+            panel.plot(places, values, style, color=color, label=label, marker=".")
+    panel.set_xlabel(along)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    panel.grid(alpha=0.3)
+    if panel.lines:
+        # Below the panel, where no curve can run into it.
+        panel.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize="small"
+        )
 
 
 def _draw_item(row, signals, sample_rate):
@@ -114,22 +142,6 @@ def _decibels(signal, sample_rate):
     missing = max(0, stft.m_num - signal.size)
     magnitude = np.abs(stft.stft(np.pad(np.asarray(signal, float), (0, missing))))
     return 20 * np.log10(np.maximum(magnitude, 1e-10))
-
-
-def _draw_columns(panel, rows, columns):
-    for name, label, color, style in columns:
-        values = _column(rows, name)
-        if not np.isnan(values).all():
-            epochs = _column(rows, "epoch")
-            panel.plot(epochs, values, style, color=color, label=label, marker=".")
-    panel.set_xlabel("epoch")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    panel.grid(alpha=0.3)
-    if panel.lines:
-        # Below the panel, where no curve can run into it.
-        panel.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize="small"
-        )
 
 
 def _draw_agreement(panel, rows):

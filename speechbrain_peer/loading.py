@@ -18,6 +18,7 @@ from speechbrain.utils.fetching import FetchFrom, fetch, guess_source
 HPARAMS_FILE = "hyperparams.yaml"
 WEIGHTS_FILE = "weights.ckpt"
 SOURCE_FILE = "source.txt"
+CARD_FILE = "README.md"
 
 # Not all of speechbrain and torch: some of their constructors load pickled files.
 ALLOWED = (
@@ -26,6 +27,8 @@ ALLOWED = (
     "speechbrain.processing.features.",
     "torch.nn.",
 )
+# SpeechBrain's foreign_class wants one. Made, it does nothing yet; we let it rest.
+PRETRAINER = "speechbrain.utils.parameter_transfer.Pretrainer"
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")
@@ -79,6 +82,26 @@ def load_model(source, savedir=None, trust=False, hparams_file=HPARAMS_FILE):
     modules = torch.nn.ModuleDict(hparams["modules"])
     load_weights(modules, weights_path)
     return modules, hparams
+
+
+def load_card(source):
+    """Reads a model's card.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        As for `load_model`.
+
+    Returns
+    -------
+    str or None
+        Its text; None where there is none.
+    """
+    try:
+        path = _fetch(CARD_FILE, str(source), savedir=None)
+    except FileNotFoundError:
+        return None
+    return path.read_text(encoding="utf-8")
 
 
 def load_weights(modules, path):
@@ -194,6 +217,8 @@ def _objection(node):
 
 
 def _is_network_class(name):
+    if name == PRETRAINER:
+        return True
     if not name.startswith(ALLOWED):
         return False
     found = pydoc.locate(name)

@@ -14,7 +14,7 @@ from tiny_model import TRAINING_YAML, build, export, write_run
 
 from speechbrain_peer.export import STAGES, export_model
 from speechbrain_peer.folding import can_fold, fold_predictors
-from speechbrain_peer.loading import check_yaml, load_model
+from speechbrain_peer.loading import check_yaml, load_card, load_model
 from speechbrain_peer.nnet.filterbank import Encoder
 from speechbrain_peer.peer_learning import embed, extract
 
@@ -52,10 +52,11 @@ def test_export_holds_the_trained_stages_and_nothing_else(tmp_path):
     trained = export(folder)
     modules, hparams = load_model(folder)
     assert tuple(modules) == FOLDED
-    assert set(hparams) == {*FOLDED, "sample_rate", "modules"}
+    for_foreign_class = {"stages", "pretrainer"}
+    assert set(hparams) == {*FOLDED, "sample_rate", "modules", *for_foreign_class}
     assert hparams["sample_rate"] == 8000
     assert same_weights(modules, trained)
-    assert {path.name for path in folder.iterdir()} == {YAML, WEIGHTS}
+    assert {path.name for path in folder.iterdir()} == {YAML, WEIGHTS, "custom.py"}
 
     mixtures, enrollments = torch.randn(2, 1, 4000)
     embeddings = embed(trained, enrollments)
@@ -84,11 +85,10 @@ def test_export_of_what_speechbrain_saves_with_overrides(tmp_path, monkeypatch):
         str(run), write_run(tmp_path / "recipe"), overrides, save_env_desc=False
     )
     trained = load_hyperpyyaml(TRAINING_YAML, overrides)["modules"]
-    folder = export_model(
-        run / YAML, trained, tmp_path / "model", extra={"backbone": "TD-SpeakerBeam"}
-    )
-    modules, hparams = load_model(folder)
-    assert hparams["backbone"] == "TD-SpeakerBeam"
+    card = {"README.md": "# Süß"}
+    folder = export_model(run / YAML, trained, tmp_path / "model", card)
+    modules, _ = load_model(folder)
+    assert load_card(folder) == "# Süß"
     assert modules["encoder"].weight.shape == (24, 16)
     assert same_weights(modules, torch.nn.ModuleDict(trained))
 

@@ -1,0 +1,7 @@
+"""Finished runs side by side: the paper's Tables I, II and III and its Fig. 4.
+
+    python -m speechbrain_peer.comparison results --output results/comparison
+
+`runs` reads what single runs have left, `systems` puts together what may be compared,
+`tables` (scores), `costs` and `epochs` (curves) make the parts of the report.
+"""

@@ -1,0 +1,392 @@
+"""The report over finished runs: what is put together, what it says, what it costs."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import tiny_model
+import torch
+from hyperpyyaml import resolve_references
+
+from speechbrain_peer.comparison import costs
+from speechbrain_peer.comparison.__main__ import main
+from speechbrain_peer.comparison.epochs import (
+    mean_curves,
+    peers_figure,
+    validation_figure,
+)
+from speechbrain_peer.comparison.report import write_report
+from speechbrain_peer.comparison.runs import find_runs
+from speechbrain_peer.comparison.systems import group_runs
+from speechbrain_peer.comparison.tables import score_tables
+from speechbrain_peer.data.files import DataError
+
+RESULTS = Path(__file__).parents[1] / "recipes/LibriMix/results"
+YAML = f"""{tiny_model.TRAINING_YAML}
+experiment: made
+peers: listed
+n_steps: 100
+n_epochs: 200
+lr: 0.001
+num_workers: 0
+loss: !new:speechbrain_peer.losses.PeerLoss
+    predictor_weight: 1.0
+"""
+LIBRI2MIX = "Libri2Mix test, first speakers, 8 kHz, min, clean."
+CURVES = "epoch,train_loss,valid_loss,valid_si_snr,better_mask,better_predictor"
+
+
+def write_run(folder, si_sdr=10.0, corpus="Made noise.", items=4, mixture=1.0, **other):
+    """Writes what a finished run leaves; `other` are overrides of its YAML."""
+    folder.mkdir(parents=True)
+    resolved = resolve_references(YAML, other).read()
+    (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
+    means = {"si_sdr": si_sdr, "si_sdri": si_sdr - mixture, "pesq": 2.5, "stoi": 0.8}
+    means |= {"mixture_si_sdr": mixture, "mixture_pesq": 1.5, "mixture_stoi": 0.7}
+    metrics = {
+        "corpus": corpus,
+        "items": items,
+        "means": means,
+        "wrong_speaker_percent": 25.0,
+        "worse_than_mixture_percent": 50.0,
+        "run": {"optimizer_steps": 90},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def groups_below(folder):
+    """Reads and groups the runs of a folder."""
+    return group_runs(find_runs([folder]))
+
+
+def names_below(folder):
+    """Names of the systems, group by group."""
+    return [[system.name for system in g.systems] for g in groups_below(folder)]
+
+
+def table_rows(text):
+    """Cells of the rows that begin with a system."""
+    lines = [line for line in text.splitlines() if line.startswith("| TD-")]
+    return [line.strip("| ").split(" | ") for line in lines]
+
+
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_seeds_make_one_row_with_mean_and_spread(tmp_path):
+    write_run(tmp_path / "better" / "1", 10.0, seed=1, experiment="one")
+    write_run(tmp_path / "better" / "2", 12.0, seed=2, num_workers=4)
+    write_run(tmp_path / "off" / "1", 9.0, seed=1, peers="off", exchange="none")
+    [group] = groups_below(tmp_path)
+    assert score_tables(group) == (
+        """\
+### A, Table I: systems
+
+| system | seeds | SI-SDR (dB) | paper | SI-SDRi (dB) | PESQ | paper | STOI \
+| wrong speaker (%) | worse than mixture (%) | step |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+| mixture |  | 1.00 | 0.001 | - | 1.50 | 1.603 | 0.700 | - | - |  |
+| TD-SpeakerBeam | 1 | 9.00 | 12.86 | 8.00 | 2.50 | 2.75 | 0.800 | 25.0 | 50.0 | 90 |
+| TD-SpeakerBeam + PL (exchange better, peers listed) | 2 | 11.00 ± 1.41 | 13.94 \
+| 10.00 ± 1.41 | 2.50 ± 0.00 | 3.07 | 0.800 ± 0.000 | 25.0 ± 0.0 | 50.0 ± 0.0 | 90 |
+
+### A, Table II: what peers lend each other
+
+| system | seeds | SI-SDR (dB) | paper | SI-SDRi (dB) | PESQ | paper | STOI \
+| wrong speaker (%) | worse than mixture (%) | step |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+| mixture |  | 1.00 | 0.001 | - | 1.50 | 1.603 | 0.700 | - | - |  |
+| TD-SpeakerBeam + PL (exchange better, peers listed) | 2 | 11.00 ± 1.41 | 13.94 \
+| 10.00 ± 1.41 | 2.50 ± 0.00 | 3.07 | 0.800 ± 0.000 | 25.0 ± 0.0 | 50.0 ± 0.0 | 90 |
+
+**paper: figures on the 3000 test mixtures of Libri2Mix, which are not comparable \
+with those on this corpus.**
+
+step: optimizer steps of the checkpoint tested, which is the best on the validation \
+set.
+
+Means over seeds ± their standard deviation (n - 1)."""
+    )
+
+
+def test_the_ablation_is_in_order_beside_the_papers_figures(tmp_path):
+    for exchange in ("better", "itself", "none", "anyway"):
+        write_run(tmp_path / exchange, exchange=exchange, corpus=LIBRI2MIX, items=3000)
+    write_run(tmp_path / "alone", peers="off", corpus=LIBRI2MIX, items=3000)
+    text = score_tables(groups_below(tmp_path)[0])
+    assert "not comparable" not in text
+    rows = table_rows(text.partition("Table II")[2])
+    assert [(row[0].partition("exchange ")[2], row[3], row[6]) for row in rows] == [
+        ("none, peers listed)", "-", "-"),
+        ("itself, peers listed)", "12.84", "2.74"),
+        ("anyway, peers listed)", "12.89", "2.77"),
+        ("better, peers listed)", "13.94", "3.07"),
+    ]
+    # Trained on single mixtures, predictors are none of the paper's rows.
+    rows = table_rows(text.partition("Table II")[0])
+    assert [row[3] for row in rows] == ["-", "13.94"]
+
+
+def test_only_what_may_be_compared_is_put_together(tmp_path):
+    write_run(tmp_path / "a", corpus="Voices.")
+    write_run(tmp_path / "b", corpus="Voices.", n_steps=200, seed=8)
+    write_run(tmp_path / "c", corpus="Noise.", seed=9)
+    write_run(tmp_path / "d", corpus="Voices.", mixture=1.5, seed=10)
+    write_run(tmp_path / "e", corpus="Voices.", seed=11)
+    write_run(tmp_path / "f", corpus="Voices.", n_steps=None, seed=12)
+    groups = groups_below(tmp_path)
+    assert [(g.label, g.corpus, g.budget) for g in groups] == [
+        ("A", "Voices.", "100 steps"),
+        ("B", "Voices.", "200 steps"),
+        ("C", "Noise.", "100 steps"),
+        ("D", "Voices.", "100 steps"),
+        ("E", "Voices.", "at most 200 epochs"),
+    ]
+    assert [len(g.systems[0].runs) for g in groups] == [2, 1, 1, 1, 1]
+
+
+def test_settings_that_differ_are_in_the_name(tmp_path):
+    write_run(tmp_path / "a", lr=0.1, output_folder="here", seed=1)
+    write_run(tmp_path / "b", lr=0.5, output_folder="there", seed=1)
+    write_run(tmp_path / "c", lr=0.1, loss={"predictor_weight": 0.0}, seed=2)
+    pl = "TD-SpeakerBeam + PL (exchange better, peers listed, lr"
+    assert names_below(tmp_path) == [
+        [
+            f"{pl} 0.1, loss.predictor_weight 0.0)",
+            f"{pl} 0.1, loss.predictor_weight 1.0)",
+            f"{pl} 0.5, loss.predictor_weight 1.0)",
+        ]
+    ]
+
+
+def test_a_setting_that_an_older_run_lacks_is_no_difference(tmp_path):
+    write_run(tmp_path / "old", seed=1)
+    write_run(tmp_path / "new", seed=2)
+    path = tmp_path / "new" / "hyperparams.yaml"
+    path.write_text(f"{path.read_text()}causal: False\n", encoding="utf-8")
+    assert len(groups_below(tmp_path)[0].systems[0].runs) == 2
+
+
+def test_backbones_are_known_by_their_class(tmp_path):
+    classes = {
+        "a": "speechbrain_peer.nnet.spex_plus.Separator",
+        "b": "speechbrain_peer.nnet.dpccn.Separator",
+        "c": "mine.nnet.Mine",
+        "d": "speechbrain_peer.nnet.sepformer.Separator",
+    }
+    for name, path in classes.items():
+        write_run(tmp_path / name, peers="off", exchange="none")
+        file = tmp_path / name / "hyperparams.yaml"
+        text = file.read_text(encoding="utf-8")
+        ours = "speechbrain_peer.nnet.td_speakerbeam.Separator"
+        assert ours in text
+        file.write_text(text.replace(ours, path), encoding="utf-8")
+    assert names_below(tmp_path) == [["sDPCCN", "SpEx+", "SepFormer", "Mine"]]
+
+
+def test_a_score_without_value_is_a_dash(tmp_path):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", seed=2)
+    path = tmp_path / "b" / "metrics.json"
+    path.write_text(path.read_text().replace("2.5", "null"), encoding="utf-8")
+    assert table_rows(score_tables(groups_below(tmp_path)[0]))[0][5] == "-"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: (run / "metrics.json").write_text("{"), "metrics.json: cannot be"),
+        (lambda run: (run / "metrics.json").write_text("[]"), "metrics.json: is not"),
+        (
+            lambda run: (run / "metrics.json").write_text('{"items": 3}'),
+            "metrics.json: has no corpus, means",
+        ),
+        (lambda run: (run / "hyperparams.yaml").unlink(), "hyperparams.yaml: cannot"),
+        (
+            lambda run: (run / "hyperparams.yaml").write_text("seed: 1\nmodules: {}"),
+            "hyperparams.yaml: has no peers, exchange",
+        ),
+        (
+            lambda run: (run / "curves.csv").write_text("epoch\none\n"),
+            "curves.csv: cannot be read",
+        ),
+        (lambda run: run.rename(run.parent / "copy") and write_run(run), "same seed"),
+        (lambda run: (run / "metrics.json").unlink(), "no finished run"),
+    ],
+)
+def test_what_cannot_be_read_is_named_in_one_line(tmp_path, spoil, message):
+    write_run(tmp_path / "runs" / "one")
+    spoil(tmp_path / "runs" / "one")
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--no_cost"])
+    assert str(end.value).startswith("error: ") and message in str(end.value)
+    assert str(tmp_path / "runs") in str(end.value)
+
+
+def test_a_run_given_twice_counts_once(tmp_path):
+    write_run(tmp_path / "one")
+    runs = find_runs([tmp_path, tmp_path / "one", tmp_path / "one" / ".." / "one"])
+    assert len(runs) == 1
+    with pytest.raises(DataError, match="elsewhere: no finished run"):
+        find_runs([tmp_path, tmp_path / "elsewhere"])
+
+
+@pytest.fixture
+def with_curves(tmp_path):
+    """Two seeds with peer learning and one run without, all with curves."""
+    folders = [tmp_path / "runs" / name for name in ("a", "b", "off")]
+    for seed, folder in enumerate(folders[:2]):
+        write_run(folder, seed=seed)
+    write_run(folders[2], peers="off", exchange="none")
+    rows = (
+        "1,-1,2,-2,4,2\n2,-2,1,-1,5,3\n3,-3,0,0,6,4\n",
+        "1,-3,4,-4,6,4\n2,-4,3,-3,7,\n",
+        "1,-3,5,-5,6,\n",
+    )
+    for folder, text in zip(folders, rows, strict=True):
+        (folder / "curves.csv").write_text(f"{CURVES}\n{text}", encoding="utf-8")
+    return tmp_path / "runs"
+
+
+def test_curves_are_means_over_the_epochs_of_all_seeds(with_curves):
+    group = groups_below(with_curves)[0]
+    single, learned = group.systems
+    first, second = mean_curves(learned)
+    assert (first["epoch"], first["runs"]) == (1, 2)
+    assert (first["train_loss"], first["valid_si_snr"]) == (-2, -3)
+    assert (first["better_mask"], first["better_predictor"]) == (5, 3)
+    assert (second["better_mask"], second["better_predictor"]) == (6, None)
+    assert [row["valid_si_snr"] for row in mean_curves(single)] == [-5]
+
+
+def test_figures_have_the_panels_and_lines_of_the_runs(with_curves):
+    write_run(with_curves / "other", corpus="Others, without curves.")
+    groups = groups_below(with_curves)
+    curves = {(g.label, s.name): mean_curves(s) for g in groups for s in g.systems}
+    [panel] = peers_figure(groups, curves).axes
+    assert panel.get_title().startswith("A: TD-SpeakerBeam + PL")
+    assert panel.get_title().endswith("mean of 2 runs")
+    lines = {line.get_label(): line.get_ydata().tolist() for line in panel.lines}
+    assert lines["mask, better peer"] == [5, 6]
+    [panel] = validation_figure(groups, curves).axes
+    assert [line.get_ydata().tolist() for line in panel.lines] == [[-5], [-3, -2]]
+    assert panel.get_legend().texts[0].get_text() == "TD-SpeakerBeam"
+    empty = {key: [] for key in curves}
+    assert peers_figure(groups, empty) is validation_figure(groups, empty) is None
+
+
+def test_csv_and_json_hold_what_the_tables_show(with_curves, tmp_path):
+    output = tmp_path / "with space"
+    text = write_report(output, groups_below(with_curves))
+    assert (output / "report.md").read_text(encoding="utf-8") == text
+    rows = read_csv(output / "scores.csv")
+    assert [row["seeds"] for row in rows] == ["7", "0; 1"]
+    assert [row["si_sdr_sd"] for row in rows] == ["", "0.0"]
+    rows = read_csv(output / "curves.csv")
+    assert [(row["epoch"], row["better_mask"]) for row in rows][1:] == [
+        ("1", "5.0"),
+        ("2", "6.0"),
+    ]
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    [group] = report["groups"]
+    assert group["corpus"] == "Made noise." and not group["comparable_with_paper"]
+    assert group["systems"][1]["paper_si_sdr"] == 13.94
+    assert "costs" not in report and not (output / "costs.csv").exists()
+    for name in ("peers.png", "validation.png"):
+        assert f"]({name})" in text and (output / name).stat().st_size > 1000
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Measures on short signals, few times."""
+    monkeypatch.setattr(costs, "SECONDS", 1.0)
+    monkeypatch.setattr(costs, "ENROLLMENT_SECONDS", 0.5)
+    monkeypatch.setattr(costs, "REPEATS", 1)
+
+
+def test_costs_are_those_counted_by_hand(short):
+    stages = tiny_model.build()
+    stages["encoder"].requires_grad_(False)
+    entry = costs.measure_model(stages, tiny_model.SAMPLE_RATE, "tiny")
+    everything = sum(weight.numel() for weight in stages.parameters())
+    assert entry["trained_parameters"] == everything
+    assert entry["trainable_parameters"] == everything - 16 * 16
+    # Folded, the predictors are gone and C becomes 8 x 8; nor is the classifier there.
+    unfolded = 16 * 251 + 251 + (8 + 1) * 16 + (32 + 1) * 16 + (16 + 1) * 8
+    assert entry["exported_parameters"] == everything - unfolded + (8 + 1) * 8
+
+    blocks = 6 * (8 * 12 + 12 * (8 + 8))
+    backbone = 16 * 16 + 16 * 8 + blocks + 8 * 16 + 16 * 16
+    peers = 8 * 16 + 32 * 16 + 16 * 8
+    frames = (8000 - 16) // 8 + 1
+    assert entry["trained_macs_per_second"] == frames * (backbone + peers)
+    assert entry["exported_macs_per_second"] == frames * (backbone + 8 * 8)
+    frames = (4000 - 16) // 8 + 1
+    enrollment = frames * (16 * 16 + 16 * 8 + blocks / 2) + 8 * 16
+    assert entry["enrollment_macs_per_second"] == enrollment / 0.5
+    assert 0 < entry["exported_real_time_factor"] < 10
+
+
+def test_attention_is_counted_where_kernels_are_fused():
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.rand(1, 10, 8)
+
+    def attend():
+        layer(x, x, x, need_weights=False)
+
+    projections, products = 4 * 10 * 8 * 8, 2 * 10 * 10 * 8
+    assert costs.count_macs(attend) == projections + products
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_models_are_measured_once_and_yamls_call_nothing(short, tmp_path):
+    write_run(tmp_path / "better", seed=1)
+    write_run(tmp_path / "anyway", exchange="anyway", seed=1)
+    write_run(tmp_path / "large", n_filters=32, corpus="Other.", seed=1)
+    write_run(tmp_path / "off", peers="off", exchange="none", seed=1)
+    for folder in tmp_path.iterdir():
+        path = folder / "hyperparams.yaml"
+        text = path.read_text(encoding="utf-8")
+        called = f"called: !apply:pathlib.Path.mkdir [!new:pathlib.Path [{folder}/x]]\n"
+        path.write_text(text + called, encoding="utf-8")
+
+    entries = costs.measure_costs(groups_below(tmp_path))
+    assert [(entry["model"], len(entry["systems"])) for entry in entries] == [
+        ("TD-SpeakerBeam", 1),
+        ("TD-SpeakerBeam + PL", 2),
+        ("TD-SpeakerBeam + PL", 1),
+    ]
+    assert not list(tmp_path.glob("*/x"))
+
+
+def test_a_model_that_is_refused_is_a_row_with_its_reason(short, tmp_path):
+    write_run(tmp_path / "run")
+    path = tmp_path / "run" / "hyperparams.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("torch.nn.Linear", "os.system"), encoding="utf-8")
+    table = costs.cost_table(costs.measure_costs(groups_below(tmp_path)))
+    assert "| TD-SpeakerBeam + PL | - | - " in table
+    assert "not measured: " in table and "!new:os.system is not allowed" in table
+
+
+def test_runs_of_this_repository_make_a_report(short, tmp_path, capsys):
+    main([str(RESULTS), "--output", str(tmp_path)])
+    assert capsys.readouterr().out == (tmp_path / "report.md").read_text() + "\n"
+    models = json.loads((tmp_path / "report.json").read_text())["costs"]["models"]
+    for model in models:
+        run = Path(model["hparams_file"]).with_name("metrics.json")
+        recorded = json.loads(run.read_text(encoding="utf-8"))["run"]["parameters"]
+        assert model["trained_parameters"] == recorded
+    rows = {row["system"]: row for row in read_csv(tmp_path / "scores.csv")}
+    better = rows["TD-SpeakerBeam + PL (exchange better, peers drawn)"]
+    assert float(better["si_sdr"]) == pytest.approx(3.37, abs=0.005)
+    curves = [
+        float(row["valid_si_snr"])
+        for row in read_csv(tmp_path / "curves.csv")
+        if row["system"] == better["system"]
+    ]
+    assert statistics.fmean(curves[-5:]) > curves[0]
