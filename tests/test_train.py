@@ -27,6 +27,27 @@ SIZES = {
         "n_blocks": 2,
         "n_repeats": 2,
     },
+    "spex_plus": {
+        "n_filters": 16,
+        "channels": 8,
+        "hidden_channels": 12,
+        "n_blocks": 2,
+        "n_repeats": 2,
+        "speaker_channels": 8,
+        "embedding_size": 8,
+        "n_speakers": 4,
+    },
+    "sepformer": {
+        "n_filters": 16,
+        "channels": 8,
+        "chunk_size": 10,
+        "n_layers": 1,
+        "n_heads": 2,
+        "ffn_channels": 12,
+        "speaker_channels": 8,
+        "speaker_hidden_channels": 12,
+        "speaker_blocks": 2,
+    },
 }
 TINY = {
     "chunk_seconds": 0.5,
@@ -133,6 +154,9 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             "td_speakerbeam_pl",
             {"peers": "drawn", "precision": "bf16", "num_workers": 2},
         ),
+        ("spex_plus", {}),
+        ("spex_plus_pl", {"peers": "drawn"}),
+        ("sepformer_pl", {}),
     ],
 )
 def test_every_setting_trains(run, row, overrides):

@@ -34,6 +34,7 @@ from speechbrain_peer.reports import save_examples, write_scores
 from speechbrain_peer.runtime import keep_freed_memory
 from speechbrain_peer.scoring import ScoringPool
 from speechbrain_peer.signal import match_level, sample_mask, si_snr
+from speechbrain_peer.training.pretrained import load_pretrained
 
 
 class PeerBrain(sb.Brain):
@@ -104,6 +105,7 @@ class PeerBrain(sb.Brain):
         lr, next_lr = self.hparams.lr_scheduler([self.optimizer], epoch, valid_loss)
         sb.nnet.schedulers.update_learning_rate(self.optimizer, next_lr)
         row = {
+            "step": self.optimizer_step,
             "train_loss": self.train_stats["loss"],
             "valid_loss": valid_loss,
             "valid_si_snr": -valid_loss,
@@ -211,6 +213,10 @@ def main(arguments):
     if hparams["use_tensorboard"] and if_main_process():
         folder = f"{hparams['output_folder']}/tensorboard"
         hparams["loggers"].append(TensorboardLogger(folder))
+    # An interrupted fine-tuning goes on from its own checkpoint.
+    pretrained_path = hparams.get("pretrained_path")
+    if pretrained_path and hparams["checkpointer"].find_checkpoint() is None:
+        load_pretrained(hparams["modules"], pretrained_path, hparams["sample_rate"])
 
     brain = PeerBrain(
         hparams["modules"],

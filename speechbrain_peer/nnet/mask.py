@@ -31,6 +31,8 @@ class MaskHead(nn.Module):
         N, channels of W.
     exchange : str
         One of `peer_learning.EXCHANGES`, or `folded`.
+    prelu : bool
+        Whether there is a PReLU.
 
     Example
     -------
@@ -44,14 +46,14 @@ class MaskHead(nn.Module):
     torch.Size([2, 50, 32])
     """
 
-    def __init__(self, channels, n_filters, exchange="none"):
+    def __init__(self, channels, n_filters, exchange="none", prelu=True):
         super().__init__()
         self.combine = None
         if exchange == "folded":
             self.combine = Combination(channels, channels)
         elif has_predictors(exchange):
             self.combine = Combination(n_filters, channels)
-        self.slope = nn.Parameter(torch.full((1,), 0.25))
+        self.slope = nn.Parameter(torch.full((1,), 0.25)) if prelu else None
         self.linear = nn.Linear(channels, n_filters)
 
     def forward(self, e, r, representation):
@@ -73,4 +75,6 @@ class MaskHead(nn.Module):
         """
         if self.combine is not None:
             e = self.combine(e, r)
-        return torch.relu(self.linear(prelu(e, self.slope))) * representation
+        if self.slope is not None:
+            e = prelu(e, self.slope)
+        return torch.relu(self.linear(e)) * representation

@@ -2,9 +2,9 @@
 
 import torch
 
+from speechbrain_peer.nnet import spex_plus, td_speakerbeam
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.nnet.mask import MaskHead
-from speechbrain_peer.nnet.td_speakerbeam import Separator, SpeakerEncoder
 
 
 def load_speakerbeam(path):
@@ -28,20 +28,44 @@ def load_speakerbeam(path):
     """
     checkpoint = load_asteroid_file(path)
     modules = _build_speakerbeam(checkpoint["model_args"], path)
-    _fill(modules, checkpoint["state_dict"], path)
+    _fill(modules, checkpoint["state_dict"], speakerbeam_names, "TD-SpeakerBeam", path)
+    return modules
+
+
+def load_spex_plus(path):
+    """Builds SpEx+ from the tensors of the public SpEx+ implementation.
+
+    Padded enrollments get other embeddings than there: it sums over the padding, too.
+
+    Arguments
+    ---------
+    path : str or Path
+        A file with `state_dict` and, under `model_args`, the arguments `L`, `N`, `X`,
+        `R`, `B`, `H`, `P` and `norm` of the network.
+
+    Returns
+    -------
+    torch.nn.ModuleDict
+        The stages and `speaker_classifier`, with the checkpoint's weights.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such checkpoint, or its names and shapes differ from those
+        of the model; the message lists them.
+    """
+    checkpoint = load_asteroid_file(path)
+    state = checkpoint["state_dict"]
+    speakers = len(state.get("pred_linear.bias", (None,)))
+    modules = _build_spex_plus(checkpoint["model_args"], speakers, path)
+    _fill(modules, state, spex_plus_names, "SpEx+", path)
     return modules
 
 
 def _build_speakerbeam(args, path):
     """The stages that the checkpoint's arguments describe."""
-    absent = sorted(_ARGUMENTS - set(args))
-    if absent:
-        raise ValueError(
-            f"{path} is no TD-SpeakerBeam: its model_args lack {', '.join(absent)}"
-        )
-    for key, value in {"skip_chan": args["bn_chan"], "mask_act": "relu"}.items():
-        if args.get(key, value) != value:
-            raise ValueError(f"{path}: {key} {args[key]}, only {value} is supported")
+    _check_present(args, _ARGUMENTS, "TD-SpeakerBeam", path)
+    _check_fixed(args, {"skip_chan": args["bn_chan"], "mask_act": "relu"}, path)
     filters = {key: args[key] for key in ("n_filters", "kernel_size", "stride")}
     # The file counts all channels an adapted connection's embedding has; the
     # auxiliary network makes one for the residual and one for the skip connection.
@@ -54,8 +78,8 @@ def _build_speakerbeam(args, path):
     return torch.nn.ModuleDict(
         {
             "encoder": Encoder(**filters),
-            "speaker_encoder": SpeakerEncoder(**filters, **shared),
-            "separator": Separator(
+            "speaker_encoder": td_speakerbeam.SpeakerEncoder(**filters, **shared),
+            "separator": td_speakerbeam.Separator(
                 n_filters=args["n_filters"],
                 n_repeats=args["n_repeats"],
                 adapted_block=args["i_adapt_layer"],
@@ -68,15 +92,60 @@ def _build_speakerbeam(args, path):
     )
 
 
+def _build_spex_plus(args, speakers, path):
+    """The same for SpEx+; what is not an argument, the public code has fixed."""
+    _check_present(args, set("LNXRBH") | {"norm"}, "SpEx+", path)
+    fixed = {"P": 3, "norm": "gLN", "non_linear": "relu", "causal": False}
+    _check_fixed(args, fixed, path)
+    filters = {
+        "n_filters": args["N"],
+        "kernel_sizes": (args["L"], 80, 160),
+        "stride": args["L"] // 2,
+    }
+    n_all, embedding_size = 3 * args["N"], 256
+    return torch.nn.ModuleDict(
+        {
+            "encoder": spex_plus.MultiScaleEncoder(**filters),
+            "speaker_encoder": spex_plus.SpeakerEncoder(n_all, 256, embedding_size),
+            "separator": spex_plus.Separator(
+                n_filters=n_all,
+                channels=args["B"],
+                hidden_channels=args["H"],
+                n_blocks=args["X"],
+                n_repeats=args["R"],
+                embedding_size=embedding_size,
+            ),
+            "mask_head": MaskHead(args["B"], n_all, prelu=False),
+            "decoder": spex_plus.MultiScaleDecoder(**filters),
+            "speaker_classifier": torch.nn.Linear(embedding_size, speakers),
+        }
+    )
+
+
+def _check_present(args, needed, model, path):
+    absent = sorted(needed - set(args))
+    if absent:
+        raise ValueError(
+            f"{path} is no {model}: its model_args lack {', '.join(absent)}"
+        )
+
+
+def _check_fixed(args, fixed, path):
+    for key, value in fixed.items():
+        if args.get(key, value) != value:
+            raise ValueError(f"{path}: {key} {args[key]}, only {value} is supported")
+
+
 @torch.no_grad()
-def _fill(modules, source, path):
-    """Copies the public tensors into our parameters; all of them, or it raises."""
+def _fill(modules, source, names, model, path):
+    """Copies the public tensors into ours; all of them, or it raises."""
     unexpected = set(source)
     missing, misshapen = [], []
-    for name, parameter in modules.named_parameters():
-        keys = speakerbeam_names(name)
+    for name, ours in modules.state_dict().items():
+        keys = names(name)
         unexpected.difference_update(keys)
-        for key, part in zip(keys, parameter.chunk(len(keys)), strict=True):
+        parts = ours.chunk(len(keys)) if len(keys) > 1 else (ours,)
+        for key, part in zip(keys, parts, strict=True):
             if key not in source:
                 missing.append(key)
                 continue
@@ -87,7 +156,7 @@ def _fill(modules, source, path):
             part.copy_(tensor)
     if missing or unexpected or misshapen:
         raise ValueError(
-            f"{path} is no TD-SpeakerBeam of its own arguments; missing: "
+            f"{path} is no {model} of its own arguments; missing: "
             f"{', '.join(missing) or '-'}; unexpected: "
             f"{', '.join(sorted(unexpected)) or '-'}; of another shape: "
             f"{', '.join(misshapen) or '-'}"
@@ -161,6 +230,76 @@ def speakerbeam_names(name):
     return [prefix + part + rest]
 
 
+_SPEX_PLUS = {
+    "encoder.scales.0.": "encoder_1d_short.",
+    "encoder.scales.1.": "encoder_1d_middle.",
+    "encoder.scales.2.": "encoder_1d_long.",
+    "decoder.scales.0.": "decoder_1d_1.",
+    "decoder.scales.1.": "decoder_1d_2.",
+    "decoder.scales.2.": "decoder_1d_3.",
+    "separator.norm.": "ln.",
+    "separator.bottleneck.": "proj.",
+    "speaker_encoder.norm.": "aux_enc3.0.",
+    "speaker_encoder.bottleneck.": "aux_enc3.1.",
+    "speaker_encoder.linear.": "aux_enc3.5.",
+    "speaker_classifier.": "pred_linear.",
+}
+_SPEX_PLUS_MANY = {
+    "encoder.bias": [
+        f"encoder_1d_{scale}.bias" for scale in ("short", "middle", "long")
+    ],
+    "decoder.bias": [f"decoder_1d_{scale}.bias" for scale in (1, 2, 3)],
+    "mask_head.linear.weight": [f"mask{scale}.weight" for scale in (1, 2, 3)],
+    "mask_head.linear.bias": [f"mask{scale}.bias" for scale in (1, 2, 3)],
+}
+_SPEX_PLUS_BLOCK = {
+    "in_proj.": "conv1x1.",
+    "in_slope": "prelu1.weight",
+    "in_gamma": "lnorm1.gamma",
+    "in_beta": "lnorm1.beta",
+    "depth_": "dconv.",
+    "out_slope": "prelu2.weight",
+    "out_gamma": "lnorm2.gamma",
+    "out_beta": "lnorm2.beta",
+    "out_proj.": "sconv.",
+}
+_SPEX_PLUS_SPEAKER_BLOCK = {
+    "linear": "conv",
+    "norm": "batch_norm",
+    "slope1": "prelu1.weight",
+    "slope2": "prelu2.weight",
+    "shortcut.": "conv_downsample.",
+}
+
+
+def spex_plus_names(name):
+    """The public names of the tensors that make one of our parameters or buffers.
+
+    Example
+    -------
+    >>> spex_plus_names("separator.repeats.0.0.in_slope")
+    ['conv_block_1.prelu1.weight']
+    >>> spex_plus_names("separator.repeats.3.2.depth_bias")
+    ['conv_block_4_other.1.dconv.bias']
+    >>> spex_plus_names("speaker_encoder.blocks.0.norm2.running_var")
+    ['aux_enc3.2.batch_norm2.running_var']
+    """
+    if name in _SPEX_PLUS_MANY:
+        return _SPEX_PLUS_MANY[name]
+    if name.startswith("separator.repeats."):
+        repeat, block, rest = name.removeprefix("separator.repeats.").split(".", 2)
+        # The block that gets the embedding is apart from the others.
+        place = f"_other.{int(block) - 1}" if int(block) else ""
+        part, rest = _translate(rest, _SPEX_PLUS_BLOCK)
+        return [f"conv_block_{int(repeat) + 1}{place}.{part}{rest}"]
+    if name.startswith("speaker_encoder.blocks."):
+        block, rest = name.removeprefix("speaker_encoder.blocks.").split(".", 1)
+        part, rest = _translate(rest, _SPEX_PLUS_SPEAKER_BLOCK)
+        return [f"aux_enc3.{int(block) + 2}.{part}{rest}"]
+    part, rest = _translate(name, _SPEX_PLUS)
+    return [part + rest]
+
+
 def _translate(name, table):
     """The public counterpart of the name's head, and the name's remaining tail."""
     head = next(head for head in table if name.startswith(head))
@@ -168,9 +307,11 @@ def _translate(name, table):
 
 
 def _as_ours(name, tensor):
-    """Depthwise filters are (taps, channels) here, pointwise ones plain matrices."""
+    """Depthwise filters are (taps, channels) here, others matrices, norms' flat."""
     if tensor.dim() == 3:
         tensor = tensor.flatten(1)
+    if name.endswith(("gamma", "beta")) and tensor.dim() == 2:
+        tensor = tensor.squeeze(1)
     return tensor.T if name.endswith("depth_weight") else tensor
 
 

@@ -3,7 +3,12 @@
 import torch
 from torch import nn
 
-from speechbrain_peer.nnet.conv_block import BlockParameters, conv_block, norm_linear
+from speechbrain_peer.nnet.conv_block import (
+    NORM_EPS,
+    BlockParameters,
+    conv_block,
+    norm_linear,
+)
 
 
 class ConvBlock(nn.Module):
@@ -21,6 +26,10 @@ class ConvBlock(nn.Module):
         Frames between taps.
     causal : bool
         See `conv_block.conv_block`.
+    condition_channels : int
+        Further channels of the input, which have no residual.
+    eps : float
+        Of the norms.
 
     Example
     -------
@@ -31,11 +40,18 @@ class ConvBlock(nn.Module):
     """
 
     def __init__(
-        self, channels, hidden_channels, skip_channels, dilation, causal=False
+        self,
+        channels,
+        hidden_channels,
+        skip_channels,
+        dilation,
+        causal=False,
+        condition_channels=0,
+        eps=NORM_EPS,
     ):
         super().__init__()
-        self.dilation, self.causal = dilation, causal
-        self.in_proj = nn.Linear(channels, hidden_channels)
+        self.dilation, self.causal, self.eps = dilation, causal, eps
+        self.in_proj = nn.Linear(channels + condition_channels, hidden_channels)
         self.in_slope = nn.Parameter(torch.full((1,), 0.25))
         self.in_gamma = nn.Parameter(torch.ones(hidden_channels))
         self.in_beta = nn.Parameter(torch.zeros(hidden_channels))
@@ -52,7 +68,7 @@ class ConvBlock(nn.Module):
         self.out_proj = nn.Linear(hidden_channels, channels + skip_channels)
 
     def forward(self, x, frame_mask):
-        """x (batch, frames, channels) to residual and skip of the same shape."""
+        """x (batch, frames, inputs) to residual (..., channels) and skip (..., Sc)."""
         parameters = BlockParameters(
             in_weight=self.in_proj.weight,
             in_bias=self.in_proj.bias,
@@ -67,7 +83,8 @@ class ConvBlock(nn.Module):
             out_weight=self.out_proj.weight,
             out_bias=self.out_proj.bias,
         )
-        return conv_block(x, frame_mask, parameters, self.dilation, self.causal)
+        constant = (self.dilation, self.causal, self.eps)
+        return conv_block(x, frame_mask, parameters, *constant)
 
 
 class TemporalConvNet(nn.Module):
