@@ -1,7 +1,9 @@
 """Extraction of one talker from mixtures with a trained model."""
 
+import io
 import os
 
+import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
@@ -13,12 +15,20 @@ from speechbrain_peer.inference_inputs import (
 from speechbrain_peer.loading import HPARAMS_FILE, load_model
 from speechbrain_peer.peer_learning import embed, extract
 from speechbrain_peer.recordings import (
+    Recording,
+    average_channels,
     check_output,
-    read_recording,
-    resample,
-    write_recording,
+    choose_encoding,
+    read_start,
+    resample_blocks,
+    resampled_length,
+    write_blocks,
 )
 from speechbrain_peer.signal import match_level
+from speechbrain_peer.streaming import Estimate, extract_chunks, file_beside
+
+# Seconds that are used of an enrollment file: more takes memory and tells little.
+LONGEST_ENROLLMENT = 25.0
 
 
 class TargetSpeechExtraction(Pretrained):
@@ -147,6 +157,25 @@ class TargetSpeechExtraction(Pretrained):
         with self.inference_ctx:
             return embed(self.mods, enrollments, lens)
 
+    def encode_speaker_files(self, enrollment_paths):
+        """Embeds a talker from audio files, once for many mixtures.
+
+        Arguments
+        ---------
+        enrollment_paths : str, pathlib.Path or list of these
+            Speech of the talker, of which the first 30 s are used; channels are
+            averaged, and so are the embeddings of several files.
+
+        Returns
+        -------
+        torch.Tensor
+            (1, embedding).
+        """
+        paths = _as_list(enrollment_paths)
+        if not paths:
+            raise ValueError("enrollment_paths is empty")
+        return torch.stack([self._embed_file(path) for path in paths]).mean(0)
+
     def decode_batch(self, representation, length):
         """Synthesizes waveforms.
 
@@ -212,29 +241,41 @@ class TargetSpeechExtraction(Pretrained):
         return self.extract_batch(*args, **kwargs)
 
     def extract_file(
-        self, mixture_path, enrollment_paths=None, embedding=None, output_path=None
+        self,
+        mixture_path,
+        enrollment_paths=None,
+        embedding=None,
+        output_path=None,
+        channels="mix",
     ):
         """Extracts one talker from an audio file.
 
-        Files may have any rate and number of channels; channels are averaged.
+        Files may have any rate and number of channels. They may last for hours: beyond
+        16 s the network runs on chunks that overlap, and what is written to
+        `output_path` is never whole in memory, but meanwhile in a temporary file beside
+        it.
 
         Arguments
         ---------
         mixture_path : str or pathlib.Path
             The mixture.
         enrollment_paths : str, pathlib.Path or list of these, optional
-            Speech of the talker. The embeddings of several files are averaged.
+            Speech of the talker, of which the first 25 s are used; channels are
+            averaged, and so are the embeddings of several files.
         embedding : torch.Tensor, optional
             In place of enrollments, (embedding,) or (1, embedding).
         output_path : str or pathlib.Path, optional
-            Where to write the estimate, as `recordings.write_recording` does: never
+            Where to write the estimate, as `recordings.write_blocks` does: never
             clipped, in the mixture's encoding where possible.
+        channels : str
+            `mix`: the mixture's channels are averaged; `each`: the talker is extracted
+            from every channel.
 
         Returns
         -------
         torch.Tensor or str or pathlib.Path
-            The estimate, (time,), on the CPU, of the mixture file's length and rate;
-            with `output_path`, that path.
+            The estimate, (time,), or (channels, time) from each, on the CPU, of the
+            mixture file's length and rate; with `output_path`, that path.
 
         Raises
         ------
@@ -243,39 +284,56 @@ class TargetSpeechExtraction(Pretrained):
         """
         if (enrollment_paths is None) == (embedding is None):
             raise ValueError("Give either enrollment_paths or embedding")
+        if channels not in ("mix", "each"):
+            raise ValueError(f"channels '{channels}': choose mix or each")
         enrollment_paths = _as_list(enrollment_paths)
         if output_path is not None:
             check_output(output_path, [mixture_path, *enrollment_paths])
-        mixture = read_recording(mixture_path)
+        mixture = Recording.open(mixture_path)
+        n_channels = 1 if channels == "mix" else mixture.channels
+        if output_path is not None:
+            encoding = choose_encoding(output_path, mixture, n_channels)
         if embedding is None:
-            embedding = self._embed_files(enrollment_paths)
-        estimate = self._extract_recording(mixture, embedding)
+            embedding = self.encode_speaker_files(enrollment_paths)
+        embedding = check_embeddings(embedding.reshape(1, -1), 1, self._device())
         if output_path is None:
-            return torch.from_numpy(estimate.samples)
-        write_recording(output_path, estimate)
+            estimate = self._estimate(mixture, embedding, n_channels, io.BytesIO())
+            samples = torch.from_numpy(np.concatenate(list(estimate())).T)
+            return samples[0] if channels == "mix" else samples
+        with file_beside(output_path) as file:
+            estimate = self._estimate(mixture, embedding, n_channels, file)
+            write_blocks(output_path, estimate, encoding)
         return output_path
 
-    def _extract_recording(self, mixture, embedding):
-        """A Recording of the mixture's length and rate."""
-        samples, rate, _ = mixture
-        model_rate = self.hparams.sample_rate
-        waveform = torch.from_numpy(resample(samples, rate, model_rate))
-        embeddings = embedding.reshape(1, -1)
-        estimates = self.extract_batch(waveform[None], embeddings=embeddings)
-        estimate = resample(estimates[0].detach().cpu().numpy(), model_rate, rate)
-        return mixture._replace(samples=estimate[: len(samples)])
+    def _estimate(self, mixture, embedding, n_channels, file):
+        """A function that yields the estimate at the mixture's rate from its start."""
+        rates = mixture.sample_rate, self.hparams.sample_rate
+        blocks = mixture.blocks()
+        if n_channels < mixture.channels:
+            blocks = average_channels(blocks)
+        blocks = resample_blocks(blocks, *rates)
+        length = resampled_length(mixture.length, *rates)
+        estimate = Estimate(file, n_channels)
+        with self.inference_ctx, torch.no_grad():
+            for pieces in extract_chunks(
+                self.mods, blocks, embedding, length, rates[1], n_channels
+            ):
+                estimate.append(*pieces)
 
-    def _embed_files(self, paths):
-        """Mean embedding of enrollment files, (1, embedding)."""
-        if not paths:
-            raise ValueError("enrollment_paths is empty")
-        return torch.stack([self._embed_file(path) for path in paths]).mean(0)
+        def resampled():
+            left = mixture.length
+            for block in resample_blocks(estimate.blocks(), *rates[::-1]):
+                yield block[:left]
+                left = max(left - len(block), 0)
+
+        return resampled
 
     def _embed_file(self, path):
-        samples, rate, _ = read_recording(path)
-        waveform = torch.from_numpy(resample(samples, rate, self.hparams.sample_rate))
+        blocks, rate = read_start(path, LONGEST_ENROLLMENT)
+        blocks = resample_blocks(blocks, rate, self.hparams.sample_rate)
+        waveform = torch.from_numpy(np.concatenate(list(blocks)).T)
         try:
-            return self.encode_speaker(waveform[None])
+            return self.encode_speaker(waveform)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

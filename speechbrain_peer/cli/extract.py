@@ -1,0 +1,100 @@
+"""Extracts one person's speech from audio files and folders of them."""
+
+import os
+import sys
+from pathlib import Path
+
+import soundfile
+
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.recordings import check_output
+from speechbrain_peer.runtime import keep_freed_memory
+
+
+def add_arguments(parser):
+    """Declares the options."""
+    add = parser.add_argument
+    add("mixture", help="recording, or a folder of recordings")
+    add(
+        "-e",
+        "--enrollment",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="speech of that person alone, a few seconds; several files are averaged",
+    )
+    add(
+        "-o",
+        "--output",
+        required=True,
+        help="file to write, or for a folder the folder to fill",
+    )
+    add(
+        "-m",
+        "--model",
+        required=True,
+        help="folder of an exported model, or a model of the Hugging Face Hub",
+    )
+    add("--device", default="cpu", help="such as cpu (default) or cuda:0")
+
+
+def run(options):
+    """Extracts; of a folder, from all that can be read."""
+    pairs = list_files(options.mixture, options.output)
+    keep_freed_memory()
+    model = TargetSpeechExtraction.from_hparams(
+        source=options.model, run_opts={"device": options.device}
+    )
+    embedding = model.encode_speaker_files(options.enrollment)
+    failures = 0
+    for mixture, output in pairs:
+        try:
+            check_output(output, options.enrollment)
+            model.extract_file(mixture, embedding=embedding, output_path=output)
+            print(output)
+        except (ValueError, OSError) as error:
+            if len(pairs) == 1:
+                raise
+            failures += 1
+            print(f"tse: error: {error}", file=sys.stderr)
+    if failures:
+        print(f"tse: {failures} of {len(pairs)} files failed", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def list_files(mixture, output):
+    """Pairs every recording with the file to write.
+
+    Arguments
+    ---------
+    mixture : str or pathlib.Path
+        A file or a folder, which is searched with all folders in it.
+    output : str or pathlib.Path
+        A file or, for a folder, a folder: files keep their place and name in it.
+
+    Returns
+    -------
+    list of (pathlib.Path, pathlib.Path)
+
+    Raises
+    ------
+    DataError
+        If the folder holds no audio, or the output lies in it.
+    """
+    mixture, output = Path(mixture), Path(output)
+    if not mixture.is_dir():
+        return [(mixture, output)]
+    if output.resolve().is_relative_to(mixture.resolve()):
+        raise DataError(f"{output}: lies in the folder of recordings; choose another")
+    formats = soundfile.available_formats().keys() - {"RAW"}
+    endings = {f".{name.lower()}" for name in formats}
+    files = [
+        Path(folder, name)
+        for folder, _, names in os.walk(mixture)
+        for name in sorted(names)
+        if Path(name).suffix.lower() in endings
+    ]
+    if not files:
+        raise DataError(f"{mixture}: holds no audio files")
+    return [(file, output / file.relative_to(mixture)) for file in sorted(files)]

@@ -1,0 +1,143 @@
+"""From a finished run to a model for others: the exported stages and a model card."""
+
+import json
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.export import STAGES, export_model
+from speechbrain_peer.folding import can_fold, fold_predictors
+from speechbrain_peer.loading import CARD_FILE, HPARAMS_FILE
+from speechbrain_peer.training.pretrained import load_run
+
+# Hugging Face reads the lines between the dashes.
+_CARD = """\
+---
+license: {license}
+library_name: speechbrain
+tags: [target-speech-extraction, speechbrain, peer-learning]
+---
+
+# {name}
+
+Extracts one person's speech from a recording of several talkers, given a few seconds of
+that person's voice. {parameters:,} parameters, {sample_rate} Hz.
+
+## Use
+
+```python
+from speechbrain_peer.inference import TargetSpeechExtraction
+
+model = TargetSpeechExtraction.from_hparams(source="{name}")  # this folder
+model.extract_file("mixture.wav", "enrollment.wav", output_path="target.wav")
+```
+
+SpeechBrain's own loader reads it, too:
+
+```python
+from speechbrain.inference.interfaces import foreign_class
+
+model = foreign_class(
+    source="{name}", pymodule_file="custom.py", classname="TargetSpeechExtraction"
+)
+```
+
+## Training and figures
+
+{training}
+
+Tested on: {corpus}
+
+{figures}
+
+A model is only as good as its training data: on other languages, noise, reverberation
+or far microphones expect less.
+"""
+
+_SETTINGS = ("train_subset", "peers", "exchange", "seed", "precision", "batch_size")
+
+
+def model_card(name, license, parameters, settings, metrics, table):
+    """Writes the card's text.
+
+    Arguments
+    ---------
+    name : str
+        Of the model.
+    license : str
+        Of the weights, as the Hugging Face Hub names it.
+    parameters : int
+        Number of the exported model's.
+    settings : dict
+        Entries of the run's YAML.
+    metrics : dict or None
+        The run's `metrics.json`; None where it has not been tested.
+    table : str
+        The run's `metrics.md`, or "".
+
+    Returns
+    -------
+    str
+    """
+    known = {key: settings[key] for key in _SETTINGS if key in settings}
+    training = ", ".join(f"`{key}: {json.dumps(known[key])}`" for key in known)
+    corpus = "not tested."
+    if metrics is not None:
+        training += f", {metrics['run']['optimizer_steps']} steps"
+        corpus = metrics["corpus"]
+    return _CARD.format(
+        name=name,
+        license=license,
+        parameters=parameters,
+        sample_rate=settings["sample_rate"],
+        training=f"Trained with {training}.",
+        corpus=corpus,
+        figures=table.strip(),
+    )
+
+
+def export_run(run, folder, name, license="apache-2.0"):
+    """Exports the best checkpoint of a training run, with a card.
+
+    Arguments
+    ---------
+    run : str or pathlib.Path
+        The run's output folder, with `hyperparams.yaml` and `save/`.
+    folder : str or pathlib.Path
+        To write, as `export_model` does.
+    name : str
+        Of the model.
+    license : str
+        Of the weights.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder is none of a run, or has no checkpoint.
+    """
+    run = Path(run)
+    run_file = run / HPARAMS_FILE
+    if not run_file.exists():
+        raise DataError(f"{run_file}: no such file; {run} is not the folder of a run")
+    modules, _ = load_run(run)
+    metrics, table = None, ""
+    if (run / "metrics.json").exists():
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        table = (run / "metrics.md").read_text(encoding="utf-8")
+    with open(run_file, encoding="utf-8") as stream:
+        settings = YAML().load(stream)
+    stages = fold_predictors(modules) if can_fold(modules) else modules
+    parameters = sum(
+        parameter.numel()
+        for name in STAGES
+        if name in stages
+        for parameter in stages[name].parameters()
+    )
+    card = model_card(name, license, parameters, settings, metrics, table)
+    return export_model(run_file, modules, folder, {CARD_FILE: card})

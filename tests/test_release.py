@@ -1,0 +1,82 @@
+"""A finished run becomes a folder that we and SpeechBrain load, with a card."""
+
+import json
+
+import pytest
+import torch
+from speechbrain.inference.interfaces import foreign_class
+from tiny_model import build, write_run
+
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.peer_learning import embed, extract
+from speechbrain_peer.release import export_run
+from speechbrain_peer.training.checkpoints import SafeCheckpointer
+
+METRICS = {"corpus": "Made noise.", "run": {"optimizer_steps": 12}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run with two checkpoints, and the better one's stages."""
+    folder = tmp_path / "results/süß"
+    write_run(folder)
+    better, worse = build(seed=1), build(seed=2)
+    for loss, modules in ((-3.0, better), (1.0, worse)):
+        checkpointer = SafeCheckpointer(folder / "save", dict(modules.items()))
+        checkpointer.save_checkpoint(meta={"valid_loss": loss})
+    (folder / "metrics.json").write_text(json.dumps(METRICS), encoding="utf-8")
+    (folder / "metrics.md").write_text("| a | table |\n", encoding="utf-8")
+    return folder, better
+
+
+def estimates_of(modules, mixtures, enrollments):
+    with torch.no_grad():
+        return extract(modules, mixtures, embed(modules, enrollments))
+
+
+def test_the_best_checkpoint_is_exported_with_a_card(run, tmp_path):
+    run_folder, better = run
+    folder = export_run(run_folder, tmp_path / "model", "tiny", "cc-by-4.0")
+    model = TargetSpeechExtraction.from_hparams(source=folder)
+    signals = torch.randn(2, 1, 4000)
+    expected = estimates_of(better, *signals)
+    torch.testing.assert_close(estimates_of(model.mods, *signals), expected)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    parameters = sum(p.numel() for p in model.mods.parameters())
+    for text in (
+        "license: cc-by-4.0",
+        "# tiny",
+        f"{parameters:,} parameters, 8000 Hz",
+        '`exchange: "better"`, `seed: 7`, 12 steps',
+        "Tested on: Made noise.",
+        "| a | table |",
+    ):
+        assert text in card, text
+    export_run(run_folder, folder, "again")  # replaces it
+    assert "# again" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_speechbrain_loads_it_too(run, tmp_path):
+    run_folder, better = run
+    folder = export_run(run_folder, tmp_path / "model", "tiny")
+    before = {path.name for path in folder.iterdir()}
+    model = foreign_class(
+        source=str(folder),
+        pymodule_file="custom.py",
+        classname="TargetSpeechExtraction",
+        savedir=str(tmp_path / "cache"),
+    )
+    signals = torch.randn(2, 1, 4000)
+    expected = estimates_of(better, *signals)
+    torch.testing.assert_close(estimates_of(model.mods, *signals), expected)
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
+
+
+def test_what_is_no_finished_run(run, tmp_path):
+    with pytest.raises(DataError, match="is not the folder of a run"):
+        export_run(tmp_path, tmp_path / "model", "x")
+    write_run(tmp_path / "untrained")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        export_run(tmp_path / "untrained", tmp_path / "model", "x")
+    assert not (tmp_path / "model").exists()
