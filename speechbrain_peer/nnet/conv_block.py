@@ -92,7 +92,7 @@ def conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     """
     if x.device.type == "cpu" and x.dtype == parameters.taps.dtype == torch.float32:
         dtype = _activation_dtype(x)
-        if load_kernels("conv_block", dtype) is not None:
+        if not torch.compiler.is_exporting() and load_kernels("conv_block", dtype):
             constant = (dilation, causal, eps, dtype)
             return _FastConvBlock.apply(x, frame_mask, *constant, *parameters)
     return plain_conv_block(x, frame_mask, parameters, dilation, causal, eps)
