@@ -48,6 +48,20 @@ SIZES = {
         "speaker_hidden_channels": 12,
         "speaker_blocks": 2,
     },
+    "sdpccn": {
+        "window": 64,
+        "hop": 32,
+        "channels": 4,
+        "dense_channels": 6,
+        "n_dense": 1,
+        "dense_layers": 2,
+        "deep_channels": [6, 8],
+        "tcn_channels": 8,
+        "n_blocks": 2,
+        "speaker_channels": 8,
+        "speaker_hidden_channels": 12,
+        "speaker_blocks": 2,
+    },
 }
 TINY = {
     "chunk_seconds": 0.5,
@@ -157,6 +171,8 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("spex_plus", {}),
         ("spex_plus_pl", {"peers": "drawn"}),
         ("sepformer_pl", {}),
+        ("sdpccn", {}),
+        ("sdpccn", {"peers": "drawn", "exchange": "better"}),
     ],
 )
 def test_every_setting_trains(run, row, overrides):
