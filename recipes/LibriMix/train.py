@@ -214,7 +214,7 @@ def main(arguments):
         folder = f"{hparams['output_folder']}/tensorboard"
         hparams["loggers"].append(TensorboardLogger(folder))
     # An interrupted fine-tuning goes on from its own checkpoint.
-    pretrained_path = hparams.get("pretrained_path")
+    pretrained_path = hparams["pretrained_path"]
     if pretrained_path and hparams["checkpointer"].find_checkpoint() is None:
         load_pretrained(hparams["modules"], pretrained_path, hparams["sample_rate"])
 

@@ -171,27 +171,30 @@ def _fill(modules, trained, path):
 def _start_peer_learning(modules, folded):
     """Makes e + C r what the trained model has in place of it: e, or folded A e + b.
 
-    C is zero in place of e, yet it learns, by the loss of the estimate, and so do the
-    predictors, by those of p and r.
+    C is zero in place of e, yet it learns: by the loss of the estimate, as the
+    predictors do by those of p and r. p starts as channels of e, turned, and r as the
+    mean of p and p*; random predictors pull the trained separator further away.
     """
     for name, weight in modules.named_parameters():
         if name.startswith(COMBINATION):
             nn.init.zeros_(weight)
-    if folded is None:
+    if not can_fold(modules):
         return
-    # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
     first, second = modules["predictor1"].linear, modules["predictor2"].linear
-    combine = modules["mask_head"].combine
-    change = folded.weight - torch.eye(len(folded.weight))
+    own = lent = torch.eye(len(second.weight)) / 2
+    second.weight.copy_(torch.cat((own, lent), dim=1))
+    for predictor in (first, second):
+        nn.init.zeros_(predictor.bias)
+    # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
+    channels = torch.eye(first.in_features)
+    change = torch.zeros_like(channels) if folded is None else folded.weight - channels
     left, scales, right = torch.linalg.svd(change)
     rank = min(first.weight.shape)
     first.weight[:rank] = right[:rank]
-    own = lent = torch.eye(len(second.weight)) / 2
-    second.weight.copy_(torch.cat((own, lent), dim=1))
+    combine = modules["mask_head"].combine
     combine.weight[:, :rank] = left[:, :rank] * scales[:rank]
-    combine.bias.copy_(folded.bias)
-    for predictor in (first, second):
-        nn.init.zeros_(predictor.bias)
+    if folded is not None:
+        combine.bias.copy_(folded.bias)
 
 
 def _settings_that_differ(trained, modules):
