@@ -175,8 +175,8 @@ def _write(path, network, inputs, shortest, metadata):
     """Traces a network, whose first input is a waveform, and saves its graph."""
     batch, time = Dim("batch"), Dim.DYNAMIC(min=shortest)
     axes = [{0: batch, 1: time}, *({0: batch} for _ in inputs[1:])]
-    # Strict: the other way of tracing takes `len(tensor)` for a constant.
-    program = torch.export.export(network, inputs, dynamic_shapes=axes, strict=True)
+    # `len(tensor)` would be taken for a constant, `tensor.shape[0]` is not.
+    program = torch.export.export(network, inputs, dynamic_shapes=axes, strict=False)
     # Optimizing is left to ONNX Runtime: the optimizer of onnxscript (0.7) takes the
     # 1e-8 that norms add to the variance for 0, and silence comes out as NaN.
     graph = torch.onnx.export(

@@ -142,7 +142,7 @@ def represent(modules, mixtures, embeddings, mixture_lens=None):
     -------
     Branches
     """
-    n_peers = len(mixtures) // len(embeddings)
+    n_peers = mixtures.shape[0] // embeddings.shape[0]
     if mixture_lens is not None:
         mixture_lens = mixture_lens.repeat(n_peers)
     W, frame_mask = modules["encoder"](mixtures, mixture_lens)

@@ -32,7 +32,10 @@ MANY_CHUNKS = 6
 
 
 def chunk_bounds(length, sample_rate):
-    """Cuts a signal into chunks of about the same length.
+    """Cuts a signal into chunks.
+
+    They have one length, but for a shorter last one: blocks of memory of few sizes fit
+    where the last chunk's have been, others would tear holes.
 
     Arguments
     ---------
@@ -48,15 +51,16 @@ def chunk_bounds(length, sample_rate):
 
     Example
     -------
-    >>> chunk_bounds(length=28 * 8000, sample_rate=8000)
-    [(0, 128000), (96000, 224000)]
+    >>> chunk_bounds(length=27 * 8000, sample_rate=8000)
+    [(0, 124160), (92160, 216000)]
     """
     chunk, overlap = round(CHUNK * sample_rate), round(OVERLAP * sample_rate)
-    n_chunks = max(1, math.ceil((length - overlap) / (chunk - overlap)))
-    hop = (length - overlap) / n_chunks
-    starts = [int(k * hop / GRID) * GRID for k in range(n_chunks)]
-    ends = [start + overlap for start in starts[1:]]
-    return list(zip(starts, [*ends, length], strict=True))
+    alone = length - overlap
+    n_chunks = max(1, math.ceil(alone / (chunk - overlap)))
+    # The last chunk of few is not much shorter than the others.
+    hop = math.ceil(alone / n_chunks / GRID) * GRID
+    starts = range(0, alone, hop) if n_chunks > 1 else (0,)
+    return [(start, min(start + hop + overlap, length)) for start in starts]
 
 
 def cut_chunks(blocks, bounds):

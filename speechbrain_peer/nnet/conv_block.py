@@ -122,7 +122,7 @@ def plain_conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM
 
 def prelu(x, slope):
     """PReLU with one slope."""
-    return torch.where(x > 0, x, slope.to(x.dtype) * x)
+    return F.prelu(x, slope.to(x.dtype))
 
 
 def moments(x, frame_mask, causal=False, eps=NORM_EPS):

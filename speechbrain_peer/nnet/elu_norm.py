@@ -69,8 +69,9 @@ def elu_norm(x, frame_mask):
     >>> torch.allclose(normed[:, :2], elu_norm(maps[:, :2], mask[:, :2]), atol=1e-6)
     True
     """
-    if x.device.type == "cpu" and load_kernels("elu_norm", x.dtype) is not None:
-        return _FastEluNorm.apply(x, frame_mask)
+    if x.device.type == "cpu" and not torch.compiler.is_exporting():
+        if load_kernels("elu_norm", x.dtype) is not None:
+            return _FastEluNorm.apply(x, frame_mask)
     return plain_elu_norm(x, frame_mask)
 
 

@@ -269,9 +269,15 @@ class SpeakerEncoder(nn.Module):
         mask = F.pad(frame_mask, (0, missing)).unflatten(1, (groups, GROUP)).amin(2)
         mask = mask.bool()
         mask[:, 0] = True  # a short enrollment's, which zeros fill up
-        features = self.blocks(x[mask])[:, 0].float()
-        sums = features.new_zeros(len(mask), features.shape[1])
-        sums = sums.index_add(0, mask.nonzero()[:, 0], features)
+        if self.training:
+            features = self.blocks(x[mask])[:, 0].float()
+            sums = features.new_zeros(len(mask), features.shape[1])
+            sums = sums.index_add(0, mask.nonzero()[:, 0], features)
+        else:
+            # No norm is over the batch: groups of padding may go along, and the shapes
+            # do not depend on how many there are.
+            features = self.blocks(x.flatten(0, 1))[:, 0].unflatten(0, mask.shape)
+            sums = (features.float() * mask[..., None]).sum(1)
         # The linear layer and the mean swap places: it then runs on one row an item.
         return self.linear(sums / mask.sum(1, keepdim=True))
 
@@ -296,5 +302,5 @@ class _PooledBlock(nn.Module):
         rows = x.flatten(0, 1)
         y = prelu(self.norm1(self.linear1(rows)), self.slope1)
         y = self.norm2(self.linear2(y)) + self.shortcut(rows)
-        y = prelu(y, self.slope2).unflatten(0, (len(x), -1, 3))
+        y = prelu(y, self.slope2).unflatten(0, (x.shape[0], -1, 3))
         return y.amax(2)
