@@ -251,7 +251,7 @@ class TargetSpeechExtraction(Pretrained):
         """Extracts one talker from an audio file.
 
         Files may have any rate and number of channels. They may last for hours: beyond
-        16 s the network runs on chunks that overlap, and what is written to
+        12 s the network runs on chunks that overlap, and what is written to
         `output_path` is never whole in memory, but meanwhile in a temporary file beside
         it.
 

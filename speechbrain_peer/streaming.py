@@ -19,9 +19,9 @@ from tqdm import tqdm
 from speechbrain_peer.peer_learning import extract
 from speechbrain_peer.recordings import BLOCK
 
-# In seconds. Longer chunks take more memory and give no better estimates.
-CHUNK = 16.0
-OVERLAP = 4.0
+# In seconds. Longer chunks take more memory, and no better estimates come of it.
+CHUNK = 12.0
+OVERLAP = 3.0
 FADE = 1.0
 # In samples. Chunks start at its multiples, which usual strides divide: frames of a
 # chunk then are frames of the whole.
@@ -34,8 +34,8 @@ MANY_CHUNKS = 6
 def chunk_bounds(length, sample_rate):
     """Cuts a signal into chunks.
 
-    They have one length, but for a shorter last one: blocks of memory of few sizes fit
-    where the last chunk's have been, others would tear holes.
+    They have one length, but for a shorter last one, so that the memory that one chunk
+    has left fits the next.
 
     Arguments
     ---------
@@ -51,8 +51,8 @@ def chunk_bounds(length, sample_rate):
 
     Example
     -------
-    >>> chunk_bounds(length=27 * 8000, sample_rate=8000)
-    [(0, 124160), (92160, 216000)]
+    >>> chunk_bounds(length=20 * 8000, sample_rate=8000)
+    [(0, 93440), (69120, 160000)]
     """
     chunk, overlap = round(CHUNK * sample_rate), round(OVERLAP * sample_rate)
     alone = length - overlap

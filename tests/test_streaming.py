@@ -82,20 +82,20 @@ def agreement(estimate, reference):
     return si_snr(torch.from_numpy(estimate.T), torch.from_numpy(reference.T)).item()
 
 
-@pytest.mark.parametrize("seconds", [1 / 8000, 3.3, 16, 16.01, 47.77, 3600.123])
+@pytest.mark.parametrize("seconds", [1 / 8000, 3.3, 12, 12.01, 47.77, 3600.123])
 @pytest.mark.parametrize("rate", [8000, 16000])
 def test_chunks_cover_everything(seconds, rate):
     length = round(seconds * rate)
     bounds = chunk_bounds(length, rate)
     starts, ends = np.transpose(bounds)
     assert (starts[0], ends[-1]) == (0, length)
-    np.testing.assert_array_equal(ends[:-1] - starts[1:], 4 * rate)
+    np.testing.assert_array_equal(ends[:-1] - starts[1:], 3 * rate)
     assert not np.any(starts % 1280)
     *lengths, last = ends - starts
     assert len(set(lengths)) <= 1
-    assert max([*lengths, last]) <= 16 * rate + 1280
+    assert max([*lengths, last]) <= 12 * rate + 1280
     # Nothing is extracted from the start of a chunk.
-    assert len(bounds) == 1 or last > 4 * rate
+    assert len(bounds) == 1 or last > 3 * rate
 
 
 def test_chunks_are_those_of_the_whole_signal():
@@ -122,7 +122,7 @@ def test_resampling_as_a_stream_has_no_seams(from_rate, to_rate, length):
 
 
 def test_a_short_mixture_is_extracted_in_one_piece(model):
-    samples = babble(16)
+    samples = babble(12)
     np.testing.assert_array_equal(chunked(model, samples), whole(model, samples))
 
 
@@ -153,7 +153,7 @@ def test_no_click_where_chunks_differ_in_level(model):
     hook = decoder.register_forward_hook(
         lambda module, inputs, waveforms: torch.full_like(waveforms, next(gains))
     )
-    level = chunked(model, babble(60))
+    level = chunked(model, babble(45))
     hook.remove()
     assert next(gains, None) is None
     steps = np.abs(np.diff(level[:, 0]))
@@ -297,9 +297,11 @@ def test_a_full_disk_is_told_where_libsndfile_does_not(tmp_path):
 
 
 def test_long_files_show_their_progress(model, long_file, capsys):
-    model.extract_file(long_file, embedding=EMBEDDING)
+    path = long_file.with_name("not so long.wav")
+    soundfile.write(path, babble(30), SAMPLE_RATE)
+    model.extract_file(path, embedding=EMBEDDING)
     assert not capsys.readouterr().err
-    soundfile.write(long_file, babble(120), SAMPLE_RATE)
+    soundfile.write(long_file, babble(90), SAMPLE_RATE)
     model.extract_file(long_file, embedding=EMBEDDING)
     assert "100%" in capsys.readouterr().err
 
