@@ -52,7 +52,7 @@ def chunk_bounds(length, sample_rate):
     Example
     -------
     >>> chunk_bounds(length=20 * 8000, sample_rate=8000)
-    [(0, 93440), (69120, 160000)]
+    [(0, 93120), (69120, 160000)]
     """
     chunk, overlap = round(CHUNK * sample_rate), round(OVERLAP * sample_rate)
     alone = length - overlap
