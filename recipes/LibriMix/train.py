@@ -176,6 +176,8 @@ def make_datasets(hparams, prepared):
         hparams["peers"],
         hparams["peer_interferer"],
         prepared.peers,
+        hparams["mixtures"],
+        hparams["speeds"],
     )
     # Only a model that learns to classify them has this key.
     n_speakers = len(hparams["training_items"].speaker_indices)

@@ -81,6 +81,33 @@ class SourcePool:
         for source in self.sources:
             utterances = self.utterances.setdefault(source["speaker"], {})
             utterances.setdefault(source["utterance"], []).append(source)
+        # Those with another utterance to enroll with.
+        self.targets = [
+            source
+            for source in self.sources
+            if len(self.utterances[source["speaker"]]) > 1
+        ]
+
+    def draw_row(self, n_interferers, rng):
+        """Draws a mixture of any of the sources.
+
+        Arguments
+        ---------
+        n_interferers : int
+            How many.
+        rng : np.random.Generator
+            See `item_rng`.
+
+        Returns
+        -------
+        row : dict
+            {target, interferers} as in a manifest's row, all of different speakers.
+        """
+        target = self.targets[rng.integers(len(self.targets))]
+        interferers = self._draw_other_speakers(
+            n_interferers, {target["speaker"]}, rng
+        )
+        return {"target": target, "interferers": interferers}
 
     def draw_enrollment(self, row, rng):
         """Draws an enrollment: another utterance of the target's speaker.
@@ -123,11 +150,7 @@ class SourcePool:
                 self._draw_other_utterance(source, rng) for source in row["interferers"]
             ]
         present = {source["speaker"] for source in (row["target"], *row["interferers"])}
-        drawn = []
-        for _ in row["interferers"]:
-            drawn.append(self._draw_other_speaker(present, rng))
-            present.add(drawn[-1]["speaker"])
-        return drawn
+        return self._draw_other_speakers(len(row["interferers"]), present, rng)
 
     def _draw_other_utterance(self, source, rng):
         utterances = self.utterances[source["speaker"]]
@@ -137,17 +160,21 @@ class SourcePool:
         files = utterances[others[rng.integers(len(others))]]
         return files[rng.integers(len(files))]
 
-    def _draw_other_speaker(self, present, rng):
-        if self.utterances.keys() <= present:
+    def _draw_other_speakers(self, count, present, rng):
+        """Draws sources of as many speakers, none of whom is present."""
+        if len(self.utterances.keys() - present) < count:
             raise DataError(
-                f"no source of a speaker other than {', '.join(sorted(present))} is "
-                "left for the second peer; add speakers or use peer_interferer: same"
+                f"no {count} speakers other than {', '.join(sorted(present))} are "
+                "left to draw interferers of; add speakers or use peer_interferer: same"
             )
-        # Few sources are of the speakers present, so few draws are rejected.
-        while True:
+        present, drawn = set(present), []
+        while len(drawn) < count:
+            # Few sources are of the speakers present, so few draws are rejected.
             source = self.sources[rng.integers(len(self.sources))]
             if source["speaker"] not in present:
-                return source
+                drawn.append(source)
+                present.add(source["speaker"])
+        return drawn
 
 
 def check_pool(rows, peers="off", peer_interferer="any"):

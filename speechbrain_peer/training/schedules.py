@@ -132,3 +132,54 @@ class ReduceLROnPlateau(schedulers.ReduceLROnPlateau):
             next_lr = max(current_lr * self.factor, self.lr_min)
             self.patience_counter = 0
         return current_lr, next_lr
+
+
+class LinearDecay:
+    """Hold the learning rate, and lower it to (almost) zero over the last epochs.
+
+    The last part of a training of known length, at small steps, is worth more than as
+    many epochs at full rate. It has no state: a resumed training goes on with it.
+
+    Arguments
+    ---------
+    lr : float
+        Until the decay begins.
+    start : int
+        The last epoch at this learning rate.
+    end : int
+        The last epoch of the training; the one after it would be trained at zero.
+
+    Example
+    -------
+    >>> import torch
+    >>> optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> decay = LinearDecay(lr=1.0, start=2, end=5)
+    >>> [decay([optimizer], epoch, None)[1] for epoch in (1, 2, 3, 4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+
+    def __init__(self, lr, start, end):
+        self.lr, self.start, self.end = lr, start, end
+
+    def __call__(self, optim_list, current_epoch, current_loss):
+        """Returns the learning rate of this epoch, and that of the next.
+
+        Arguments
+        ---------
+        optim_list : list of torch.optim.Optimizer
+            The first one tells the current learning rate.
+        current_epoch : int
+            From 1 on.
+        current_loss : float
+            Not used.
+
+        Returns
+        -------
+        current_lr : float
+            The learning rate until now.
+        next_lr : float
+            The one to set, with ``sb.nnet.schedulers.update_learning_rate``.
+        """
+        del current_loss
+        left = (self.end - current_epoch) / (self.end + 1 - self.start)
+        return optim_list[0].param_groups[0]["lr"], self.lr * min(1.0, left)
