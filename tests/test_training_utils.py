@@ -9,12 +9,14 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.nnet import schedulers as speechbrain_schedulers
+from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils import epoch_loop as speechbrain_epochs
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_peer.training.checkpoints import UNFINISHED_PREFIX, SafeCheckpointer
 from speechbrain_peer.training.schedules import (
     EpochCounterWithStopper,
+    LinearDecay,
     ReduceLROnPlateau,
 )
 
@@ -289,3 +291,14 @@ def test_schedules_go_on_exactly_after_a_resume(tmp_path, end_of_epoch):
     third = load_hyperpyyaml(yaml)
     SafeCheckpointer(tmp_path, third).recover_if_possible()
     assert list(third["stopper"]) == []
+
+
+def test_linear_decay_holds_the_rate_and_ends_near_zero():
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    decay = LinearDecay(lr=1.0, start=7, end=10)
+    rates = []
+    for epoch in range(1, 11):
+        current, following = decay([optimizer], epoch, None)
+        rates.append(current)
+        update_learning_rate(optimizer, following)
+    assert rates == [1.0] * 7 + [0.75, 0.5, 0.25]

@@ -1,4 +1,4 @@
-"""Training mixtures that are drawn anew in every epoch, from all of a subset's sources."""
+"""Training mixtures drawn anew in every epoch, from all sources of a subset."""
 
 import math
 
@@ -6,8 +6,8 @@ import torch
 from scipy.signal import resample_poly
 
 from speechbrain_peer.data.audio import read_audio
-from speechbrain_peer.data.training_items import TrainingItems
 from speechbrain_peer.data.peers import item_rng
+from speechbrain_peer.data.training_items import TrainingItems
 
 
 def change_speed(samples, percent):

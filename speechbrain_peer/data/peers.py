@@ -104,9 +104,7 @@ class SourcePool:
             {target, interferers} as in a manifest's row, all of different speakers.
         """
         target = self.targets[rng.integers(len(self.targets))]
-        interferers = self._draw_other_speakers(
-            n_interferers, {target["speaker"]}, rng
-        )
+        interferers = self._draw_other_speakers(n_interferers, {target["speaker"]}, rng)
         return {"target": target, "interferers": interferers}
 
     def draw_enrollment(self, row, rng):
