@@ -7,6 +7,7 @@ import ruamel.yaml
 import torch
 from hyperpyyaml import RefTag, dump_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.tag import Tag
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
@@ -97,13 +98,49 @@ def export_model(hparams_file, modules, folder, documents=None):
         _fold_hparams(hparams)
     stages = torch.nn.ModuleDict(stages)
 
+    return _write_folder(folder, hparams, stages.state_dict(), documents or {})
+
+
+def add_match_scorer(folder, scorer):
+    """Lets an exported model tell a match score.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Of the model; it is replaced as a whole.
+    scorer : speechbrain_peer.match.MatchScorer
+        Fitted to it.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    hparams = stage_hparams(folder / HPARAMS_FILE)
+    node = CommentedMap(embedding_size=len(scorer.center))
+    node.yaml_set_ctag(Tag(suffix="!new:speechbrain_peer.match.MatchScorer"))
+    modules = hparams.pop("modules")
+    modules["match_scorer"] = RefTag("<match_scorer>")
+    hparams = {**hparams, "match_scorer": node, "modules": modules}
+    weights = torch.load(folder / WEIGHTS_FILE, weights_only=True, map_location="cpu")
+    for name, value in scorer.state_dict().items():
+        weights[f"match_scorer.{name}"] = value
+    card = folder / CARD_FILE
+    documents = {CARD_FILE: card.read_text(encoding="utf-8")} if card.exists() else {}
+    return _write_folder(folder, hparams, weights, documents)
+
+
+def _write_folder(folder, hparams, weights, documents):
+    """Writes a model whole or not at all, after it has been loaded for a test."""
     temporary = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
     temporary.mkdir(parents=True)
     try:
         _write_hparams(hparams, temporary / HPARAMS_FILE)
-        torch.save(stages.state_dict(), temporary / WEIGHTS_FILE)
-        for name, text in {**DOCUMENTS, **(documents or {})}.items():
+        torch.save(weights, temporary / WEIGHTS_FILE)
+        for name, text in {**DOCUMENTS, **documents}.items():
             (temporary / name).write_text(text, encoding="utf-8")
         # Trusted: these are the classes of the run that is calling.
         load_model(temporary, trust=True)

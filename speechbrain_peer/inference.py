@@ -163,7 +163,7 @@ class TargetSpeechExtraction(Pretrained):
         Arguments
         ---------
         enrollment_paths : str, pathlib.Path or list of these
-            Speech of the talker, of which the first 30 s are used; channels are
+            Speech of the talker, of which the first 25 s are used; channels are
             averaged, and so are the embeddings of several files.
 
         Returns
@@ -236,6 +236,74 @@ class TargetSpeechExtraction(Pretrained):
             estimates = extract(self.mods, mixtures, embeddings, mixture_lens)
         return match_level(estimates.float(), mixtures, mixture_lens)
 
+    @property
+    def tells_match(self):
+        """Whether the model has been calibrated to tell a match score."""
+        return "match_scorer" in self.mods
+
+    def match_score(self, mixtures, estimates, embeddings, mixture_lens=None):
+        """Tells how likely each estimate is the enrolled talker.
+
+        It is low where the talker is not in the mixture, or another was taken.
+
+        Arguments
+        ---------
+        mixtures : torch.Tensor
+            (batch, time), at the model's sample rate.
+        estimates : torch.Tensor
+            (batch, time), from `extract_batch`.
+        embeddings : torch.Tensor
+            (batch, embedding), from `encode_speaker`.
+        mixture_lens : torch.Tensor, optional
+            Relative lengths (batch,), in (0, 1].
+
+        Returns
+        -------
+        torch.Tensor
+            (batch,), in [0, 1]: 1 is sure; a silent estimate has 0.
+
+        Raises
+        ------
+        ValueError
+            If the model has not been calibrated.
+        """
+        if not self.tells_match:
+            raise ValueError(
+                "The model tells no match score: calibrate it (`tse calibrate`)"
+            )
+        parts = self.embed_parts(mixtures, estimates, mixture_lens)
+        with self.inference_ctx:
+            scores = self.mods.match_scorer(embeddings.to(self._device()), *parts)
+        return scores * estimates.to(scores.device).any(1)
+
+    def embed_parts(self, mixtures, estimates, mixture_lens=None):
+        """Embeds the voices of estimates, and of what they leave of the mixtures.
+
+        Arguments
+        ---------
+        mixtures : torch.Tensor
+            (batch, time).
+        estimates : torch.Tensor
+            (batch, time).
+        mixture_lens : torch.Tensor, optional
+            Relative lengths (batch,), in (0, 1].
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Two, each (batch, embedding).
+        """
+        estimates, lens = check_waveforms(
+            "estimates", estimates, mixture_lens, self._device()
+        )
+        mixtures = mixtures.to(estimates)
+        estimates = match_level(estimates, mixtures, lens)
+        with self.inference_ctx:
+            return tuple(
+                embed(self.mods, part, lens)
+                for part in (estimates, mixtures - estimates)
+            )
+
     def forward(self, *args, **kwargs):
         """Same as `extract_batch`."""
         return self.extract_batch(*args, **kwargs)
@@ -247,6 +315,7 @@ class TargetSpeechExtraction(Pretrained):
         embedding=None,
         output_path=None,
         channels="mix",
+        return_match=False,
     ):
         """Extracts one talker from an audio file.
 
@@ -270,12 +339,17 @@ class TargetSpeechExtraction(Pretrained):
         channels : str
             `mix`: the mixture's channels are averaged; `each`: the talker is extracted
             from every channel.
+        return_match : bool
+            Whether to return a match score as well, see `match_score`.
 
         Returns
         -------
-        torch.Tensor or str or pathlib.Path
+        estimate : torch.Tensor or str or pathlib.Path
             The estimate, (time,), or (channels, time) from each, on the CPU, of the
             mixture file's length and rate; with `output_path`, that path.
+        match : float or None
+            With `return_match`: in [0, 1], of up to 12 s where the estimate is
+            loudest; None from a model that has not been calibrated.
 
         Raises
         ------
@@ -296,17 +370,22 @@ class TargetSpeechExtraction(Pretrained):
         if embedding is None:
             embedding = self.encode_speaker_files(enrollment_paths)
         embedding = check_embeddings(embedding.reshape(1, -1), 1, self._device())
+        work = (mixture, embedding, n_channels)
         if output_path is None:
-            estimate = self._estimate(mixture, embedding, n_channels, io.BytesIO())
-            samples = torch.from_numpy(np.concatenate(list(estimate())).T)
-            return samples[0] if channels == "mix" else samples
-        with file_beside(output_path) as file:
-            estimate = self._estimate(mixture, embedding, n_channels, file)
-            write_blocks(output_path, estimate, encoding)
-        return output_path
+            blocks, loudest = self._estimate(*work, io.BytesIO())
+            result = torch.from_numpy(np.concatenate(list(blocks())).T)
+            result = result[0] if channels == "mix" else result
+        else:
+            with file_beside(output_path) as file:
+                blocks, loudest = self._estimate(*work, file)
+                write_blocks(output_path, blocks, encoding)
+            result = output_path
+        if not return_match:
+            return result
+        return result, self._match(*loudest, embedding) if self.tells_match else None
 
     def _estimate(self, mixture, embedding, n_channels, file):
-        """A function that yields the estimate at the mixture's rate from its start."""
+        """The estimate as blocks at the mixture's rate, and its loudest piece."""
         rates = mixture.sample_rate, self.hparams.sample_rate
         blocks = mixture.blocks()
         if n_channels < mixture.channels:
@@ -326,7 +405,16 @@ class TargetSpeechExtraction(Pretrained):
                 yield block[:left]
                 left = max(left - len(block), 0)
 
-        return resampled
+        return resampled, estimate.loudest
+
+    def _match(self, mixture, estimate, embedding):
+        """Match score of a piece, (samples, channels), by its loudest channel."""
+        channel = np.square(estimate).sum(0).argmax()
+        mixture, estimate = (
+            torch.from_numpy(np.ascontiguousarray(x[:, channel]))[None]
+            for x in (mixture, estimate)
+        )
+        return self.match_score(mixture, estimate, embedding).item()
 
     def _embed_file(self, path):
         blocks, rate = read_start(path, LONGEST_ENROLLMENT)

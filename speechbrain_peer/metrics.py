@@ -198,5 +198,8 @@ def _has_signal(signal):
 
 
 def _full_scale(signal):
-    """To a peak of one, as fast_bss_eval takes very quiet signals for silence."""
-    return (signal / np.abs(signal).max())[np.newaxis]
+    """To a peak of one, as fast_bss_eval takes very quiet signals for silence.
+
+    In double precision: in single, it does not clamp the ratio of a perfect estimate.
+    """
+    return (signal.astype(float) / np.abs(signal).max())[np.newaxis]

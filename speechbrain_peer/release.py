@@ -6,9 +6,14 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from speechbrain_peer.data.files import DataError
-from speechbrain_peer.export import STAGES, export_model
+from speechbrain_peer.export import STAGES, add_match_scorer, export_model
 from speechbrain_peer.folding import can_fold, fold_predictors
-from speechbrain_peer.loading import CARD_FILE, HPARAMS_FILE
+from speechbrain_peer.loading import (
+    CARD_FILE,
+    HPARAMS_FILE,
+    WEIGHTS_FILE,
+    load_model,
+)
 from speechbrain_peer.training.pretrained import load_run
 
 # Hugging Face reads the lines between the dashes.
@@ -140,4 +145,10 @@ def export_run(run, folder, name, license="apache-2.0"):
         for parameter in stages[name].parameters()
     )
     card = model_card(name, license, parameters, settings, metrics, table)
-    return export_model(run_file, modules, folder, {CARD_FILE: card})
+    folder = export_model(run_file, modules, folder, {CARD_FILE: card})
+    # The run's own export has been calibrated.
+    if (run / "model" / WEIGHTS_FILE).exists():
+        exported, _ = load_model(run / "model")
+        if "match_scorer" in exported:
+            add_match_scorer(folder, exported["match_scorer"])
+    return folder

@@ -224,11 +224,15 @@ class Estimate:
     def __init__(self, file, channels):
         self.file = file
         self.energy, self.shared = np.zeros(channels), np.zeros(channels)
+        self.loudest, self.highest = None, -1.0  # pieces of mixture and estimate
 
     def append(self, mixture, estimate):
         """Adds the next samples, float32, (samples, channels)."""
         precise = estimate.astype(np.float64)
-        self.energy += np.square(precise).sum(axis=0)
+        energy = np.square(precise).sum(axis=0)
+        if energy.sum() > self.highest:
+            self.loudest, self.highest = (mixture, estimate), energy.sum()
+        self.energy += energy
         self.shared += (mixture * precise).sum(axis=0)
         self.file.write(estimate.tobytes())
 

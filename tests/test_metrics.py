@@ -140,6 +140,8 @@ def test_faint_and_perfect_estimates_have_finite_ratios():
     assert perfect["sdr"] == pytest.approx(100)
     faint = score_item(1e-30 * target, target, target + noise, [noise], RATE)
     assert faint["si_sdr"] == pytest.approx(100)
+    single = target.astype(np.float32)
+    assert si_sdr(single, single) == pytest.approx(100)
 
 
 def test_signals_of_different_length_are_refused():

@@ -27,6 +27,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from speechbrain_peer.curves import append_epoch
 from speechbrain_peer.data.dataset import evaluation_set, training_set
 from speechbrain_peer.data.files import DataError
+from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.export import export_model
 from speechbrain_peer.inference import TargetSpeechExtraction
 from speechbrain_peer.peer_learning import embed, extract, learn_from_peers
@@ -241,6 +242,12 @@ def main(arguments):
         sys.exit(f"{hparams['output_folder']} holds no checkpoint: train first")
     run_file = f"{hparams['output_folder']}/hyperparams.yaml"
     export_model(run_file, brain.modules, hparams["export_folder"])
+    calibrate(
+        hparams["export_folder"],
+        prepared.manifests["dev"],
+        prepared.data_root,
+        brain.device,
+    )
     brain.evaluate(
         test, min_key="valid_loss", test_loader_kwargs=hparams["test_dataloader_opts"]
     )

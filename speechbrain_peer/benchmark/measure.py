@@ -120,13 +120,14 @@ def _restart_peak(device):
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     _CLEAR_REFS.write_text("5", encoding="ascii")
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
 def _peak(device):
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
 
 
-def _resident(field):
+def resident(field):
+    """Bytes of this process' resident memory: `VmRSS` now, `VmHWM` at most."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(re.search(rf"{field}:\s*(\d+) kB", status)[1])

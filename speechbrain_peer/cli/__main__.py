@@ -3,9 +3,14 @@
 import argparse
 import sys
 
-from speechbrain_peer.cli import export, extract, info
+from speechbrain_peer.cli import calibrate, export, extract, info
 
-COMMANDS = {"extract": extract, "info": info, "export": export}
+COMMANDS = {
+    "extract": extract,
+    "info": info,
+    "export": export,
+    "calibrate": calibrate,
+}
 
 
 def parse_arguments(arguments=None):

@@ -51,8 +51,10 @@ def run(options):
     for mixture, output in pairs:
         try:
             check_output(output, options.enrollment)
-            model.extract_file(mixture, embedding=embedding, output_path=output)
-            print(output)
+            _, match = model.extract_file(
+                mixture, embedding=embedding, output_path=output, return_match=True
+            )
+            print(output if match is None else f"{output}\tmatch {match:.2f}")
         except (ValueError, OSError) as error:
             if len(pairs) == 1:
                 raise

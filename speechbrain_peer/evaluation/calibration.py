@@ -1,0 +1,82 @@
+"""Fits a model's match score on held-out speakers."""
+
+import torch
+from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from speechbrain_peer.evaluation.scores import score_estimate
+from speechbrain_peer.evaluation.trials import absent_target, read_trials, vary
+from speechbrain_peer.export import add_match_scorer
+from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.match import MatchScorer
+
+logger = get_logger(__name__)
+
+# More trials than these tell little more.
+MOST_TRIALS = 300
+
+
+@main_process_only
+def calibrate(folder, manifest, data_root, device="cpu"):
+    """Adds a match score to an exported model.
+
+    Every mixture is tried with the enrollment of its target, and with that of a
+    speaker who is not in it. An estimate matches if its target is there and no
+    interferer is closer to it. Where there are too few speakers, or all estimates
+    match or none does, the model is left as it is, with a line in the log.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Of the model; it is replaced as a whole.
+    manifest : str or pathlib.Path
+        Of mixtures of speakers that the model has not been trained on.
+    data_root : str
+        What `{data_root}` in the manifest stands for.
+    device : str or torch.device
+        To extract on.
+    """
+    model = TargetSpeechExtraction.from_hparams(folder, run_opts={"device": device})
+    trials = read_trials(manifest, data_root, model.hparams.sample_rate, MOST_TRIALS)
+    try:
+        absent = vary(trials, absent_target(trials))
+    except ValueError as error:
+        logger.warning(f"No match score: {error}")
+        return
+    embeddings, matches = [], []
+    with tqdm(total=2 * len(trials), desc="calibrating the match score") as progress:
+        for kind, present in ((trials, True), (absent, False)):
+            for trial in kind:
+                embedded, estimate = listen(model, trial)
+                embeddings.append(embedded)
+                right = not score_estimate(estimate, trial)["wrong_speaker"]
+                matches.append(float(present and right))
+                progress.update()
+    if len(set(matches)) < 2:
+        logger.warning("No match score: no estimate is of the enrolled talker")
+        return
+    embeddings = tuple(torch.cat(each) for each in zip(*embeddings, strict=True))
+    scorer = MatchScorer(embeddings[0].shape[1])
+    scorer.fit(embeddings, torch.tensor(matches))
+    add_match_scorer(folder, scorer)
+
+
+def listen(model, trial):
+    """Extracts, and embeds what a match score compares.
+
+    Returns
+    -------
+    embeddings : tuple of torch.Tensor
+        Of enrollment, estimate and rest, on the CPU, each (1, embedding).
+    estimate : np.ndarray
+        (time,).
+    """
+    mixture, enrollment = (
+        torch.from_numpy(signal)[None] for signal in (trial.mixture, trial.enrollment)
+    )
+    enrolled = model.encode_speaker(enrollment)
+    estimate = model.extract_batch(mixture, embeddings=enrolled)
+    heard = model.embed_parts(mixture, estimate)
+    embeddings = tuple(embedding.cpu() for embedding in (enrolled, *heard))
+    return embeddings, estimate[0].cpu().numpy()

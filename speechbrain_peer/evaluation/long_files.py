@@ -1,0 +1,102 @@
+"""What cutting a long recording into chunks costs."""
+
+import io
+from collections import defaultdict
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speechbrain_peer.evaluation.scores import score_estimate
+from speechbrain_peer.evaluation.trials import Trial
+from speechbrain_peer.metrics import si_sdr
+from speechbrain_peer.streaming import Estimate, extract_chunks
+
+SECONDS = 60
+
+
+def join_trials(trials, seconds, sample_rate):
+    """Joins mixtures with one target speaker to recordings of a given length.
+
+    Arguments
+    ---------
+    trials : list of Trial
+        All with as many interferers.
+    seconds : float
+        Of a recording; what is left over is left out.
+    sample_rate : int
+        Hz.
+
+    Returns
+    -------
+    list of Trial
+        With the enrollment of their first one.
+    """
+    of_speaker = defaultdict(list)
+    for trial in trials:
+        of_speaker[trial.speakers[0]].append(trial)
+    length, recordings = round(seconds * sample_rate), []
+    for speaker, parts in of_speaker.items():
+        tracks = [
+            np.concatenate([signals[k] for signals in map(_tracks, parts)])
+            for k in range(len(_tracks(parts[0])))
+        ]
+        for start in range(0, len(tracks[0]) - length + 1, length):
+            target, noise, *interferers = (x[start : start + length] for x in tracks)
+            recordings.append(
+                Trial(
+                    id=f"{speaker}, {start / sample_rate:.0f} s",
+                    speakers=(speaker,),
+                    target=target,
+                    interferers=tuple(interferers),
+                    noise=noise,
+                    enrollment=parts[0].enrollment,
+                )
+            )
+    return recordings
+
+
+def compare_chunks(model, recordings):
+    """Extracts from recordings in chunks and in one piece.
+
+    Arguments
+    ---------
+    model : speechbrain_peer.inference.TargetSpeechExtraction
+        At the recordings' sample rate.
+    recordings : list of Trial
+        From `join_trials`.
+
+    Returns
+    -------
+    list of dict
+        `whole` and `chunks`: SI-SDR to the target; `agreement`: of the one to the
+        other (dB).
+    """
+    scores, rate = [], model.hparams.sample_rate
+    for trial in tqdm(recordings, desc="whole and in chunks", leave=False):
+        mixture = torch.from_numpy(trial.mixture)[None]
+        embedding = model.encode_speaker(torch.from_numpy(trial.enrollment)[None])
+        whole = model.extract_batch(mixture, embeddings=embedding)[0].cpu().numpy()
+        chunks = _in_chunks(model, trial.mixture, embedding, rate)
+        scores.append(
+            {
+                "whole": score_estimate(whole, trial)["si_sdr"],
+                "chunks": score_estimate(chunks, trial)["si_sdr"],
+                "agreement": si_sdr(chunks, whole),
+            }
+        )
+    return scores
+
+
+def _tracks(trial):
+    return (trial.target, trial.noise, *trial.interferers)
+
+
+@torch.no_grad()
+def _in_chunks(model, mixture, embedding, rate):
+    estimate = Estimate(io.BytesIO(), channels=1)
+    for pieces in extract_chunks(
+        model.mods, [mixture[:, None]], embedding, len(mixture), rate, channels=1
+    ):
+        estimate.append(*pieces)
+    return np.concatenate(list(estimate.blocks()))[:, 0]

@@ -1,0 +1,112 @@
+"""Scores of a model on trials."""
+
+import math
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speechbrain_peer.metrics import si_sdr
+
+
+def score_trials(model, trials, title):
+    """Extracts from every trial and scores it.
+
+    Arguments
+    ---------
+    model : speechbrain_peer.inference.TargetSpeechExtraction
+        At the trials' sample rate.
+    trials : list of Trial
+        See `speechbrain_peer.evaluation.trials`.
+    title : str
+        Of the progress bar.
+
+    Returns
+    -------
+    list of dict
+        `si_sdr`, `si_sdri` (dB), `wrong_speaker`, and `match`, which is NaN where the
+        model tells no match score.
+    """
+    scores = []
+    for trial in tqdm(trials, desc=title, leave=False):
+        mixture, enrollment = (
+            torch.from_numpy(signal)[None]
+            for signal in (trial.mixture, trial.enrollment)
+        )
+        embedding = model.encode_speaker(enrollment)
+        estimate = model.extract_batch(mixture, embeddings=embedding)
+        match = math.nan
+        if model.tells_match:
+            match = model.match_score(mixture, estimate, embedding).item()
+        scores.append(
+            {
+                **score_estimate(estimate[0].cpu().numpy(), trial),
+                "match": match,
+            }
+        )
+    return scores
+
+
+def score_estimate(estimate, trial):
+    """SI-SDR, its improvement (dB), and whether an interferer is closer.
+
+    Arguments
+    ---------
+    estimate : np.ndarray
+        (time,).
+    trial : Trial
+        What it was extracted from.
+
+    Returns
+    -------
+    dict
+    """
+    ours = si_sdr(estimate, trial.target)
+    return {
+        "si_sdr": ours,
+        "si_sdri": ours - si_sdr(trial.mixture, trial.target),
+        "wrong_speaker": any(si_sdr(estimate, x) > ours for x in trial.interferers),
+    }
+
+
+def error_rates(present, absent, threshold=0.5):
+    """How often a match score is wrong.
+
+    Arguments
+    ---------
+    present : list of dict
+        Scores of trials whose target talks.
+    absent : list of dict
+        Of trials with somebody else's enrollment.
+    threshold : float
+        Below it an estimate is taken for none of the talker.
+
+    Returns
+    -------
+    dict
+        Shares of: `missed`, right estimates below the threshold; `wrong_speaker`,
+        estimates of an interferer above it; `absent`, the same of an absent target;
+        `equal_error`, where the threshold is chosen so that right estimates and all
+        others are as often wrong; `rights` and `wrongs`, how many were extracted.
+
+    Example
+    -------
+    >>> right, wrong = ({"match": 0.9, "wrong_speaker": w} for w in (False, True))
+    >>> rates = error_rates([right, right, wrong], [{"match": 0.2}])
+    >>> rates["missed"], rates["wrong_speaker"], rates["absent"]
+    (0.0, 1.0, 0.0)
+    """
+    right = np.array([x["match"] for x in present if not x["wrong_speaker"]])
+    wrong = np.array([x["match"] for x in present if x["wrong_speaker"]])
+    absent = np.array([x["match"] for x in absent])
+    others = np.concatenate((wrong, absent))
+    candidates = np.unique(np.concatenate((right, others)))
+    errors = [((right < t).mean(), (others >= t).mean()) for t in candidates]
+    return {
+        "missed": float((right < threshold).mean()),
+        "wrong_speaker": float((wrong >= threshold).mean()) if len(wrong) else math.nan,
+        "absent": float((absent >= threshold).mean()),
+        "equal_error": float(min(max(pair) for pair in errors)),
+        "rights": len(right),
+        "wrongs": len(wrong),
+    }

@@ -1,0 +1,203 @@
+"""What a model is tried on: the items of a manifest, and variations of them.
+
+A variation is a function of a trial and a random generator.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from speechbrain_peer.data.audio import read_audio
+from speechbrain_peer.data.manifests import read_manifest
+from speechbrain_peer.data.peers import item_rng
+
+
+class Trial(NamedTuple):
+    """One mixture and whom to extract from it; signals are float32, (time,)."""
+
+    id: str
+    speakers: tuple
+    """Of the target and of each interferer."""
+    target: np.ndarray
+    interferers: tuple
+    """As they are in the mixture, each as long as the target."""
+    noise: np.ndarray
+    """What else is in the mixture, as long as the target."""
+    enrollment: np.ndarray
+
+    @property
+    def mixture(self):
+        """What the model hears."""
+        return self.target + sum(self.interferers) + self.noise
+
+
+def read_trials(manifest, data_root, sample_rate, most=None):
+    """Reads the trials of a validation or test set.
+
+    Arguments
+    ---------
+    manifest : str or Path
+        From preparation.
+    data_root : str
+        What `{data_root}` in the manifest stands for.
+    sample_rate : int
+        Hz.
+    most : int or None
+        Of more items, as many at equal distances.
+
+    Returns
+    -------
+    list of Trial
+    """
+
+    def read(path):
+        return read_audio(path, sample_rate=sample_rate)
+
+    trials = []
+    rows = list(read_manifest(manifest, data_root).items())
+    for item_id, row in rows[:: math.ceil(len(rows) / (most or len(rows)))]:
+        target = read(row["target"]["path"])
+        trials.append(
+            Trial(
+                id=item_id,
+                speakers=tuple(
+                    source["speaker"] for source in (row["target"], *row["interferers"])
+                ),
+                target=target,
+                interferers=tuple(
+                    read(source["path"]) for source in row["interferers"]
+                ),
+                noise=np.zeros_like(target),
+                enrollment=read(row["enrollment"]),
+            )
+        )
+    return trials
+
+
+def vary(trials, variation, seed=0):
+    """Applies a variation to every trial.
+
+    Arguments
+    ---------
+    trials : list of Trial
+        From `read_trials`.
+    variation : callable
+        From (trial, rng) to a trial.
+    seed : int
+        Of the draws, together with the trial's ID.
+
+    Returns
+    -------
+    list of Trial
+    """
+    return [variation(trial, item_rng(seed, 0, trial.id)) for trial in trials]
+
+
+def partial_overlap(share):
+    """Lets the interferers begin later, so that a share of the target is alone.
+
+    Arguments
+    ---------
+    share : float
+        Of the target's length that overlaps; 0: one talks after the other.
+
+    Returns
+    -------
+    callable
+
+    Example
+    -------
+    >>> ones = np.ones(4, dtype="float32")
+    >>> trial = Trial("a", ("ann", "bob"), ones, (2 * ones,), 0 * ones, ones)
+    >>> partial_overlap(0.5)(trial, None).mixture.tolist()
+    [1.0, 1.0, 3.0, 3.0, 2.0, 2.0]
+    """
+
+    def variation(trial, rng):
+        del rng
+        shift = round((1 - share) * len(trial.target))
+        return trial._replace(
+            target=np.pad(trial.target, (0, shift)),
+            interferers=tuple(np.pad(x, (shift, 0)) for x in trial.interferers),
+            noise=np.pad(trial.noise, (0, shift)),
+        )
+
+    return variation
+
+
+def third_talker(trials):
+    """Adds an interferer of another mixture, of a speaker who is not in this one.
+
+    Arguments
+    ---------
+    trials : list of Trial
+        Whose interferers may be drawn.
+
+    Returns
+    -------
+    callable
+    """
+
+    def variation(trial, rng):
+        others = [x for x in trials if x.speakers[1] not in trial.speakers]
+        other = others[rng.integers(len(others))]
+        speech = np.resize(other.interferers[0], len(trial.target))
+        return trial._replace(
+            speakers=(*trial.speakers, other.speakers[1]),
+            interferers=(*trial.interferers, speech),
+        )
+
+    return variation
+
+
+def pink_noise(snr_db):
+    """Adds noise whose power falls by 3 dB an octave.
+
+    Arguments
+    ---------
+    snr_db : float
+        Of the target to the noise.
+
+    Returns
+    -------
+    callable
+    """
+
+    def variation(trial, rng):
+        length = len(trial.target)
+        spectrum = np.fft.rfft(rng.standard_normal(length))
+        spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
+        noise = np.fft.irfft(spectrum, length)
+        power = np.square(trial.target).mean() / 10 ** (snr_db / 10)
+        noise *= np.sqrt(power / np.square(noise).mean())
+        return trial._replace(noise=noise.astype(np.float32))
+
+    return variation
+
+
+def absent_target(trials):
+    """Enrolls somebody who is not in the mixture.
+
+    Arguments
+    ---------
+    trials : list of Trial
+        Whose enrollments may be drawn.
+
+    Returns
+    -------
+    callable
+
+    Raises
+    ------
+    ValueError
+        When it is applied, if all targets are in the mixture.
+    """
+
+    def variation(trial, rng):
+        others = [x for x in trials if x.speakers[0] not in trial.speakers]
+        if not others:
+            raise ValueError(f"no target speaker is absent from mixture {trial.id}")
+        return trial._replace(enrollment=others[rng.integers(len(others))].enrollment)
+
+    return variation

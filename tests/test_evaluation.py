@@ -1,0 +1,134 @@
+"""The conditions a model is tried under, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import export
+
+from speechbrain_peer.evaluation import __main__ as command
+from speechbrain_peer.evaluation.calibration import calibrate
+from speechbrain_peer.evaluation.long_files import compare_chunks, join_trials
+from speechbrain_peer.evaluation.scores import error_rates
+from speechbrain_peer.evaluation.trials import (
+    absent_target,
+    partial_overlap,
+    pink_noise,
+    read_trials,
+    third_talker,
+    vary,
+)
+from speechbrain_peer.inference import TargetSpeechExtraction
+
+RATE = 8000
+
+
+@pytest.fixture
+def trials(prepared):
+    return read_trials(prepared.manifests["test"], prepared.data_root, RATE)
+
+
+def test_a_trial_is_the_manifest_s_item(trials, prepared):
+    assert len(trials) == 12
+    for trial in trials:
+        assert len(set(trial.speakers)) == 2
+        assert trial.mixture.shape == trial.target.shape
+        assert not trial.noise.any()
+    few = read_trials(prepared.manifests["test"], prepared.data_root, RATE, most=5)
+    assert [trial.id for trial in few] == [trial.id for trial in trials[::3]]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25, 0.0])
+def test_overlap(trials, share):
+    for trial, before in zip(vary(trials, partial_overlap(share)), trials, strict=True):
+        length = len(before.target)
+        both = (trial.target != 0) & (trial.interferers[0] != 0)
+        assert both.sum() == pytest.approx(share * length, abs=0.02 * length)
+        assert np.array_equal(trial.target[:length], before.target)
+
+
+def test_a_third_talker_is_a_third_speaker(trials):
+    for trial in vary(trials, third_talker(trials)):
+        assert len(set(trial.speakers)) == len(trial.interferers) + 1 == 3
+        assert trial.mixture.shape == trial.interferers[1].shape
+
+
+def test_noise_has_its_level_and_falls_with_frequency(trials):
+    for trial in vary(trials, pink_noise(6)):
+        ratio = np.square(trial.target).sum() / np.square(trial.noise).sum()
+        assert 10 * np.log10(ratio) == pytest.approx(6, abs=0.01)
+        power = np.square(np.abs(np.fft.rfft(trial.noise)))
+        half = len(power) // 2
+        assert power[1:half].sum() > 3 * power[half:].sum()
+
+
+def test_the_absent_are_absent(trials):
+    enrollments = {trial.enrollment.tobytes(): trial.speakers[0] for trial in trials}
+    for trial in vary(trials, absent_target(trials)):
+        assert enrollments[trial.enrollment.tobytes()] not in trial.speakers
+
+
+def test_variations_are_drawn_by_seed(trials):
+    first, again, other = (
+        vary(trials, third_talker(trials), seed=seed) for seed in (0, 0, 1)
+    )
+    pairs = zip(first, again, strict=True)
+    same = [np.array_equal(a.mixture, b.mixture) for a, b in pairs]
+    assert all(same)
+    assert any(a.speakers != b.speakers for a, b in zip(first, other, strict=True))
+
+
+def test_error_rates():
+    present = [{"match": m, "wrong_speaker": w} for m, w in
+               ((0.9, False), (0.8, False), (0.4, False), (0.7, True))]  # fmt: skip
+    absent = [{"match": m} for m in (0.1, 0.2, 0.6, 0.3)]
+    rates = error_rates(present, absent)
+    assert rates["missed"] == pytest.approx(1 / 3)
+    assert rates["wrong_speaker"] == 1
+    assert rates["absent"] == 0.25
+    assert (rates["rights"], rates["wrongs"]) == (3, 1)
+    assert rates["equal_error"] == pytest.approx(1 / 3)
+
+
+def test_joined_recordings_hold_one_target_and_add_up(trials):
+    recordings = join_trials(trials, seconds=1.0, sample_rate=RATE)
+    assert recordings
+    for recording in recordings:
+        assert len(recording.mixture) == RATE
+        of_speaker = [x for x in trials if x.speakers[0] == recording.speakers[0]]
+        whole = np.concatenate([trial.mixture for trial in of_speaker])
+        start = round(float(recording.id.split(", ")[1][:-2]) * RATE)
+        np.testing.assert_array_equal(recording.mixture, whole[start : start + RATE])
+
+
+def test_chunks_are_compared_with_the_whole(tmp_path, trials):
+    export(tmp_path / "model")
+    model = TargetSpeechExtraction.from_hparams(tmp_path / "model")
+    recordings = join_trials(trials, seconds=1.0, sample_rate=RATE)[:1]
+    # Shorter than a chunk, they are extracted in one piece.
+    (scores,) = compare_chunks(model, recordings)
+    assert scores["agreement"] > 80
+    assert scores["whole"] == pytest.approx(scores["chunks"], abs=1e-3)
+
+
+def test_the_command_writes_tables(tmp_path, prepared, capsys, monkeypatch):
+    monkeypatch.setattr(command, "SECONDS", 1)
+    torch.manual_seed(0)
+    export(tmp_path / "model")
+    calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
+    arguments = [tmp_path / "model", prepared.manifests["test"], "--output"]
+    arguments += [tmp_path / "out", "--data_root", prepared.data_root]
+    command.main(list(map(str, arguments)))
+    text = (tmp_path / "out/evaluation.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| 50% overlap | 12 |" in text and "Equal error rate" in text
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert result["conditions"]["as they are"]["items"] == 12
+    assert result["match"]["rights"] + result["match"]["wrongs"] == 12
+    assert result["chunks"]["recordings"] > 1
+
+
+def test_a_wrong_model_is_told(tmp_path, prepared):
+    with pytest.raises(SystemExit, match="no such folder"):
+        command.main([str(tmp_path / "none"), str(prepared.manifests["test"])])

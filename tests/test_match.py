@@ -1,0 +1,169 @@
+"""The match score: fitted on trials, kept in the model, told by Python and shell."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.interfaces import foreign_class
+from tiny_model import build, export
+
+from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.evaluation.calibration import calibrate
+from speechbrain_peer.export import add_match_scorer
+from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.match import MatchScorer
+from speechbrain_peer.training.pretrained import load_pretrained
+
+SIZE, RATE = 16, 8000
+
+
+def voices(n_trials, seed):
+    """Embeddings of enrollment, estimate and rest; half of the estimates match."""
+    generator = torch.Generator().manual_seed(seed)
+    common = 3 * torch.ones(SIZE)  # all voices have much in common
+
+    def draw():
+        return torch.randn(n_trials, SIZE, generator=generator)
+
+    enrolled, other, matches = draw(), draw(), torch.arange(n_trials) % 2
+    right, wrong = enrolled + 0.3 * draw(), other + 0.3 * draw()
+    of_target = matches[:, None].bool()
+    estimated = torch.where(of_target, right, wrong)
+    rest = torch.where(of_target, wrong, right)
+    return (enrolled + common, estimated + common, rest + common), matches
+
+
+@pytest.fixture
+def scorer():
+    scorer = MatchScorer(SIZE)
+    scorer.fit(*voices(200, seed=0))
+    return scorer
+
+
+@pytest.fixture
+def model(tmp_path, scorer):
+    """The folder of a model with a match score."""
+    export(tmp_path / "model")
+    return add_match_scorer(tmp_path / "model", scorer)
+
+
+def test_a_fitted_score_tells_matches_of_other_voices(scorer):
+    embeddings, matches = voices(200, seed=1)
+    scores = scorer(*embeddings)
+    assert ((scores > 0.5) == matches.bool()).float().mean() > 0.97
+    assert scores.min() >= 0 and scores.max() <= 1
+
+
+def test_a_score_is_a_probability_where_voices_are_mistaken():
+    """A third of the estimates are labelled at random: nothing is sure then."""
+    embeddings, matches = voices(600, seed=2)
+    matches[::3] = matches[::3].flip(0)[torch.randperm(200)]
+    scorer = MatchScorer(SIZE)
+    scorer.fit(embeddings, matches)
+    scores = scorer(*embeddings)
+    sure = scores > 0.5
+    assert abs(scores[sure].mean() - matches[sure].float().mean()) < 0.05
+
+
+def test_both_kinds_of_trials_count_alike():
+    embeddings, matches = voices(400, seed=3)
+    few = (matches == 1) | (torch.arange(400) % 20 == 0)
+    scorer = MatchScorer(SIZE)
+    scorer.fit(tuple(x[few] for x in embeddings), matches[few])
+    others, truth = voices(200, seed=4)
+    assert ((scorer(*others) > 0.5) == truth.bool()).float().mean() > 0.95
+
+
+def test_the_score_is_saved_with_the_model(model, scorer):
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    assert loaded.tells_match
+    for name, value in scorer.state_dict().items():
+        assert torch.equal(loaded.mods.match_scorer.state_dict()[name], value)
+    # Written once more, with the card it had.
+    (model / "README.md").write_text("Meine Karte")
+    add_match_scorer(model, scorer)
+    assert (model / "README.md").read_text() == "Meine Karte"
+    interface = foreign_class(
+        source=str(model), pymodule_file="custom.py", classname="TargetSpeechExtraction"
+    )
+    assert interface.tells_match
+
+
+def test_batch_padding_and_silence(model):
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    generator = torch.Generator().manual_seed(0)
+    mixtures = torch.randn(3, 4000, generator=generator)
+    embeddings = torch.randn(3, SIZE, generator=generator)
+    lens = torch.tensor([1.0, 0.5, 1.0])
+    estimates = loaded.extract_batch(mixtures, embeddings=embeddings, mixture_lens=lens)
+    estimates[2] = 0
+    scores = loaded.match_score(mixtures, estimates, embeddings, lens)
+    alone = loaded.match_score(
+        mixtures[1:2, :2000], estimates[1:2, :2000], embeddings[1:2]
+    )
+    torch.testing.assert_close(scores[1:2], alone, atol=1e-4, rtol=0)
+    assert scores[2] == 0
+    # Of the estimate's level it does not depend.
+    louder = loaded.match_score(mixtures, 5 * estimates, embeddings, lens)
+    torch.testing.assert_close(louder, scores, atol=1e-4, rtol=0)
+
+
+def test_without_calibration_there_is_no_score():
+    model = TargetSpeechExtraction(build(), {"sample_rate": RATE})
+    waveform = torch.randn(1, 4000)
+    assert not model.tells_match
+    with pytest.raises(ValueError, match="tse calibrate"):
+        model.match_score(waveform, waveform, torch.ones(1, SIZE))
+
+
+def test_of_a_file_where_the_estimate_is_loudest(model, tmp_path, monkeypatch):
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    speech = np.random.default_rng(0).standard_normal((30 * RATE, 2)) * 0.01
+    speech[20 * RATE : 25 * RATE, 1] *= 20
+    path = tmp_path / "long.wav"
+    soundfile.write(path, speech, RATE, "FLOAT")
+    embedding = torch.ones(SIZE)
+    estimate, match = loaded.extract_file(
+        path, embedding=embedding, channels="each", return_match=True
+    )
+    assert estimate.shape == (2, 30 * RATE)
+    assert 0 <= match <= 1
+    heard = []
+    monkeypatch.setattr(
+        loaded, "match_score", lambda *x: heard.append(x) or torch.zeros(1)
+    )
+    loaded.extract_file(path, embedding=embedding, channels="each", return_match=True)
+    mixture, _, _ = heard[0]
+    assert mixture.shape[1] <= 12 * RATE
+    assert mixture.std() > 0.05  # the loud channel and place
+
+
+def test_calibration_of_a_model_from_the_shell(tmp_path, prepared, capsys):
+    folder = tmp_path / "model"
+    export(folder)
+    manifest = str(prepared.manifests["dev"])
+    arguments = ["calibrate", str(folder), manifest, "--data_root", prepared.data_root]
+    assert main(arguments) == 0
+    assert TargetSpeechExtraction.from_hparams(folder).tells_match
+    mixture, voice, output = (str(tmp_path / f"{name}.wav") for name in "mvo")
+    noise = np.random.default_rng(0).standard_normal((2, RATE)) * 0.1
+    for path, samples in zip((mixture, voice), noise, strict=True):
+        soundfile.write(path, samples, RATE)
+    capsys.readouterr()
+    extract = ["extract", mixture, "-e", voice, "-m", str(folder), "-o", output]
+    assert main(extract) == 0
+    written, match = capsys.readouterr().out.split("\t")
+    assert written == output
+    assert 0 <= float(match.removeprefix("match ")) <= 1
+
+
+def test_too_few_speakers_leave_the_model_as_it_is(tmp_path, prepared, monkeypatch):
+    export(tmp_path / "model")
+    monkeypatch.setattr("speechbrain_peer.evaluation.calibration.MOST_TRIALS", 1)
+    calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
+    assert not TargetSpeechExtraction.from_hparams(tmp_path / "model").tells_match
+
+
+def test_a_model_with_a_score_can_be_fine_tuned(model):
+    modules = build()
+    load_pretrained(modules, model, RATE)
