@@ -93,7 +93,8 @@ class TargetSpeechExtraction(Pretrained):
         Arguments
         ---------
         source : str or pathlib.Path
-            A folder, read in place, or a model of the Hugging Face Hub.
+            A folder, read in place, the name of a model that comes with the package,
+            or a model of the Hugging Face Hub.
         savedir : str or pathlib.Path, optional
             Where a model of the Hub is put; by default the Hub's cache.
         run_opts : dict, optional

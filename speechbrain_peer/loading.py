@@ -15,6 +15,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.fetching import FetchFrom, fetch, guess_source
 
+# Models that come with the package, each in a folder of its name.
+BUNDLED = Path(__file__).parent / "pretrained"
+
 HPARAMS_FILE = "hyperparams.yaml"
 WEIGHTS_FILE = "weights.ckpt"
 SOURCE_FILE = "source.txt"
@@ -45,7 +48,8 @@ def load_model(source, savedir=None, trust=False, hparams_file=HPARAMS_FILE):
     Arguments
     ---------
     source : str or pathlib.Path
-        A folder, which is read in place, or a model of the Hugging Face Hub.
+        A folder, which is read in place, a model of `bundled_models`, or one of the
+        Hugging Face Hub.
     savedir : str or pathlib.Path or None
         Where a model from the Hub is put; by default the Hub's cache.
     trust : bool
@@ -68,8 +72,7 @@ def load_model(source, savedir=None, trust=False, hparams_file=HPARAMS_FILE):
         If the YAML holds something it should not, the weights do not fit, or
         `savedir` holds another model.
     """
-    source = str(source)
-    _check_source(source)
+    source = _locate(source)
     savedir = _claim_savedir(savedir, source)
     hparams_path = _fetch(hparams_file, source, savedir)
     weights_path = _fetch(WEIGHTS_FILE, source, savedir)
@@ -98,7 +101,7 @@ def load_card(source):
         Its text; None where there is none.
     """
     try:
-        path = _fetch(CARD_FILE, str(source), savedir=None)
+        path = _fetch(CARD_FILE, _locate(source), savedir=None)
     except FileNotFoundError:
         return None
     return path.read_text(encoding="utf-8")
@@ -250,11 +253,26 @@ def _claim_savedir(savedir, source):
     return savedir
 
 
-def _check_source(source):
-    """Names a folder that is not there, before the network is asked for it."""
+def bundled_models():
+    """Names of the models that come with the package, sorted."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{HPARAMS_FILE}"))
+
+
+def _locate(source):
+    """A folder, also that of a bundled model's name, or a name on the Hub."""
+    source = str(source)
+    if Path(source).exists():
+        return source
+    if source in bundled_models():
+        return str(BUNDLED / source)
+    # Told before the network is asked for it.
     kind, _ = guess_source(source)
     if kind is FetchFrom.HUGGING_FACE and not HUB_MODEL.fullmatch(source):
-        raise FileNotFoundError(f"{source}: no such folder")
+        names = ", ".join(bundled_models())
+        raise FileNotFoundError(
+            f"{source}: no such folder; the models of this package: {names or 'none'}"
+        )
+    return source
 
 
 def _fetch(filename, source, savedir):

@@ -63,6 +63,17 @@ SIZES = {
         "speaker_blocks": 2,
     },
 }
+# Of the full-size models, with the classifier of SpEx+'s 251 training speakers.
+PARAMETERS = {
+    "demo": 560_870,
+    "sdpccn": 6_849_072,
+    "sepformer_pl": 27_359_890,
+    "small_8k": 1_282_636,
+    "spex_plus": 11_112_777 + 251 * 257,
+    "spex_plus_pl": 12_751_940,
+    "td_speakerbeam": 6_704_194,
+    "td_speakerbeam_pl": 7_360_706,
+}
 TINY = {
     "chunk_seconds": 0.5,
     "batch_size": 3,
@@ -173,6 +184,8 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("sepformer_pl", {}),
         ("sdpccn", {}),
         ("sdpccn", {"peers": "drawn", "exchange": "better"}),
+        ("small_8k", {}),
+        ("small_8k", {"speeds": [90, 110], "peers": "drawn"}),
     ],
 )
 def test_every_setting_trains(run, row, overrides):
@@ -227,15 +240,19 @@ def test_training_lowers_the_loss_of_unseen_speakers(run):
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_yaml_has_no_silent_literal_reference(path, tmp_path):
+def test_yaml_is_resolved_and_builds_the_full_size_model(path, tmp_path):
     overrides = {"results_folder": str(tmp_path)}
     with open(path, encoding="utf-8") as stream:
         resolved = resolve_references(stream, overrides).read()
     assert "<" not in resolved
     with open(path, encoding="utf-8") as stream:
         hparams = load_hyperpyyaml(stream, overrides)
-    names = set(hparams["modules"])
-    assert names <= set(hparams["checkpointer"].recoverables)
+    modules = hparams["modules"]
+    assert set(modules) <= set(hparams["checkpointer"].recoverables)
+    parameters = sum(
+        p.numel() for stage in modules.values() for p in stage.parameters()
+    )
+    assert parameters == PARAMETERS[path.stem]
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
