@@ -13,19 +13,18 @@ from speechbrain_peer.inference_inputs import (
     check_waveforms,
 )
 from speechbrain_peer.loading import HPARAMS_FILE, load_model
+from speechbrain_peer.match import embed_parts
 from speechbrain_peer.peer_learning import embed, extract
 from speechbrain_peer.recordings import (
     Recording,
-    average_channels,
     check_output,
     choose_encoding,
     read_start,
     resample_blocks,
-    resampled_length,
     write_blocks,
 )
 from speechbrain_peer.signal import match_level
-from speechbrain_peer.streaming import Estimate, extract_chunks, file_beside
+from speechbrain_peer.streaming import extract_recording, file_beside
 
 # Seconds that are used of an enrollment file: more takes memory and tells little.
 LONGEST_ENROLLMENT = 25.0
@@ -272,38 +271,14 @@ class TargetSpeechExtraction(Pretrained):
             raise ValueError(
                 "The model tells no match score: calibrate it (`tse calibrate`)"
             )
-        parts = self.embed_parts(mixtures, estimates, mixture_lens)
-        with self.inference_ctx:
-            scores = self.mods.match_scorer(embeddings.to(self._device()), *parts)
-        return scores * estimates.to(scores.device).any(1)
-
-    def embed_parts(self, mixtures, estimates, mixture_lens=None):
-        """Embeds the voices of estimates, and of what they leave of the mixtures.
-
-        Arguments
-        ---------
-        mixtures : torch.Tensor
-            (batch, time).
-        estimates : torch.Tensor
-            (batch, time).
-        mixture_lens : torch.Tensor, optional
-            Relative lengths (batch,), in (0, 1].
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            Two, each (batch, embedding).
-        """
         estimates, lens = check_waveforms(
             "estimates", estimates, mixture_lens, self._device()
         )
-        mixtures = mixtures.to(estimates)
-        estimates = match_level(estimates, mixtures, lens)
+        mixtures, embeddings = mixtures.to(estimates), embeddings.to(estimates)
         with self.inference_ctx:
-            return tuple(
-                embed(self.mods, part, lens)
-                for part in (estimates, mixtures - estimates)
-            )
+            parts = embed_parts(self.mods, mixtures, estimates, lens)
+            scores = self.mods.match_scorer(embeddings, *parts)
+        return scores * estimates.any(1)
 
     def forward(self, *args, **kwargs):
         """Same as `extract_batch`."""
@@ -371,42 +346,21 @@ class TargetSpeechExtraction(Pretrained):
         if embedding is None:
             embedding = self.encode_speaker_files(enrollment_paths)
         embedding = check_embeddings(embedding.reshape(1, -1), 1, self._device())
-        work = (mixture, embedding, n_channels)
+        work = (self.mods, mixture, embedding, n_channels, self.hparams.sample_rate)
         if output_path is None:
-            blocks, loudest = self._estimate(*work, io.BytesIO())
+            with self.inference_ctx:
+                blocks, loudest = extract_recording(*work, io.BytesIO())
             result = torch.from_numpy(np.concatenate(list(blocks())).T)
             result = result[0] if channels == "mix" else result
         else:
             with file_beside(output_path) as file:
-                blocks, loudest = self._estimate(*work, file)
+                with self.inference_ctx:
+                    blocks, loudest = extract_recording(*work, file)
                 write_blocks(output_path, blocks, encoding)
             result = output_path
         if not return_match:
             return result
         return result, self._match(*loudest, embedding) if self.tells_match else None
-
-    def _estimate(self, mixture, embedding, n_channels, file):
-        """The estimate as blocks at the mixture's rate, and its loudest piece."""
-        rates = mixture.sample_rate, self.hparams.sample_rate
-        blocks = mixture.blocks()
-        if n_channels < mixture.channels:
-            blocks = average_channels(blocks)
-        blocks = resample_blocks(blocks, *rates)
-        length = resampled_length(mixture.length, *rates)
-        estimate = Estimate(file, n_channels)
-        with self.inference_ctx, torch.no_grad():
-            for pieces in extract_chunks(
-                self.mods, blocks, embedding, length, rates[1], n_channels
-            ):
-                estimate.append(*pieces)
-
-        def resampled():
-            left = mixture.length
-            for block in resample_blocks(estimate.blocks(), *rates[::-1]):
-                yield block[:left]
-                left = max(left - len(block), 0)
-
-        return resampled, estimate.loudest
 
     def _match(self, mixture, estimate, embedding):
         """Match score of a piece, (samples, channels), by its loudest channel."""

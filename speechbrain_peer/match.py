@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_peer.peer_learning import embed
+from speechbrain_peer.signal import match_level
+
 # Pulls the weights to zero: a perfect separation has no finite ones.
 RIDGE = 1e-4
 
@@ -102,3 +105,28 @@ class MatchScorer(nn.Module):
         optimizer.step(loss)
         self.weight.copy_(weights[:-1].detach())
         self.bias.copy_(weights[-1].detach())
+
+
+def embed_parts(modules, mixtures, estimates, lens=None):
+    """Embeds the voices of estimates, and of what they leave of the mixtures.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    mixtures : torch.Tensor
+        (batch, time).
+    estimates : torch.Tensor
+        (batch, time), of any level.
+    lens : torch.Tensor or None
+        Relative lengths (batch,).
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        Two, each (batch, embedding).
+    """
+    estimates = match_level(estimates, mixtures, lens)
+    return tuple(
+        embed(modules, part, lens) for part in (estimates, mixtures - estimates)
+    )

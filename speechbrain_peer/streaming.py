@@ -17,7 +17,12 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from speechbrain_peer.peer_learning import extract
-from speechbrain_peer.recordings import BLOCK
+from speechbrain_peer.recordings import (
+    BLOCK,
+    average_channels,
+    resample_blocks,
+    resampled_length,
+)
 
 # In seconds. Longer chunks take more memory, and no better estimates come of it.
 CHUNK = 12.0
@@ -196,6 +201,55 @@ def extract_chunks(modules, blocks, embedding, length, sample_rate, channels):
         done = len(chunk) if end == length else len(chunk) - overlap
         yield chunk[:done], estimate[:done]
         last = estimate[done:]
+
+
+@torch.no_grad()
+def extract_recording(modules, recording, embedding, channels, sample_rate, file):
+    """Extracts one talker from a recording of any rate and length.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    recording : speechbrain_peer.recordings.Recording
+        The mixture.
+    embedding : torch.Tensor
+        (1, embedding).
+    channels : int
+        To extract from: all of the recording's, or 1 for their average.
+    sample_rate : int
+        Of the model, in Hz.
+    file : binary file object
+        Where to keep the estimate.
+
+    Returns
+    -------
+    blocks : callable
+        Returns an iterator over the estimate from its start, (samples, channels), at
+        the recording's rate and of its length.
+    loudest : tuple of np.ndarray
+        Mixture and estimate, (samples, channels), of the chunk where the estimate is
+        loudest, at the model's rate.
+    """
+    rates = recording.sample_rate, sample_rate
+    mixture = recording.blocks()
+    if channels < recording.channels:
+        mixture = average_channels(mixture)
+    mixture = resample_blocks(mixture, *rates)
+    length = resampled_length(recording.length, *rates)
+    estimate = Estimate(file, channels)
+    for pieces in extract_chunks(
+        modules, mixture, embedding, length, sample_rate, channels
+    ):
+        estimate.append(*pieces)
+
+    def blocks():
+        left = recording.length
+        for block in resample_blocks(estimate.blocks(), *rates[::-1]):
+            yield block[:left]
+            left = max(left - len(block), 0)
+
+    return blocks, estimate.loudest
 
 
 class Estimate:

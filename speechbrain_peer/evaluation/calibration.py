@@ -9,7 +9,7 @@ from speechbrain_peer.evaluation.scores import score_estimate
 from speechbrain_peer.evaluation.trials import absent_target, read_trials, vary
 from speechbrain_peer.export import add_match_scorer
 from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.match import MatchScorer
+from speechbrain_peer.match import MatchScorer, embed_parts
 
 logger = get_logger(__name__)
 
@@ -77,6 +77,7 @@ def listen(model, trial):
     )
     enrolled = model.encode_speaker(enrollment)
     estimate = model.extract_batch(mixture, embeddings=enrolled)
-    heard = model.embed_parts(mixture, estimate)
+    with torch.no_grad():
+        heard = embed_parts(model.mods, mixture.to(estimate), estimate)
     embeddings = tuple(embedding.cpu() for embedding in (enrolled, *heard))
     return embeddings, estimate[0].cpu().numpy()
