@@ -15,6 +15,7 @@ from speechbrain.utils.distributed import if_main_process, is_distributed_initia
 from speechbrain_peer.data.files import whole_file
 from speechbrain_peer.figures import curves_figure
 
+CURVES_FILE = "curves.csv"
 COLUMNS = (
     "better_mask",
     "worse_mask",
@@ -145,7 +146,7 @@ def append_epoch(folder, epoch, row):
         `valid_loss`, `valid_si_snr` are drawn, others such as `lr` and `seconds`
         written only. None and NaN leave the cell blank.
     """
-    table = Path(folder) / "curves.csv"
+    table = Path(folder) / CURVES_FILE
     rows = [old for old in _read(table) if int(old["epoch"]) < epoch]
     rows.append({"epoch": epoch, **{name: _cell(row[name]) for name in row}})
     columns = list(dict.fromkeys(name for each in rows for name in each))

@@ -1,10 +1,12 @@
 """From a finished run to a model for others: the exported stages and a model card."""
 
+import csv
 import json
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from speechbrain_peer.curves import CURVES_FILE
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.export import STAGES, add_match_scorer, export_model
 from speechbrain_peer.folding import can_fold, fold_predictors
@@ -52,7 +54,7 @@ model = foreign_class(
 
 {training}
 
-Tested on: {corpus}
+{notes}Tested on: {corpus}
 
 {figures}
 
@@ -63,7 +65,7 @@ or far microphones expect less.
 _SETTINGS = ("train_subset", "peers", "exchange", "seed", "precision", "batch_size")
 
 
-def model_card(name, license, parameters, settings, metrics, table):
+def model_card(name, license, parameters, settings, metrics, table, hours, notes):
     """Writes the card's text.
 
     Arguments
@@ -80,6 +82,10 @@ def model_card(name, license, parameters, settings, metrics, table):
         The run's `metrics.json`; None where it has not been tested.
     table : str
         The run's `metrics.md`, or "".
+    hours : float or None
+        Of training and validation, where they are known.
+    notes : str
+        What else to tell, or "".
 
     Returns
     -------
@@ -90,6 +96,8 @@ def model_card(name, license, parameters, settings, metrics, table):
     corpus = "not tested."
     if metrics is not None:
         training += f", {metrics['run']['optimizer_steps']} steps"
+    if hours is not None:
+        training += f", in {hours:.1f} hours"
         corpus = metrics["corpus"]
     return _CARD.format(
         name=name,
@@ -97,12 +105,13 @@ def model_card(name, license, parameters, settings, metrics, table):
         parameters=parameters,
         sample_rate=settings["sample_rate"],
         training=f"Trained with {training}.",
+        notes=f"{notes}\n\n" if notes else "",
         corpus=corpus,
         figures=table.strip(),
     )
 
 
-def export_run(run, folder, name, license="apache-2.0"):
+def export_run(run, folder, name, license="apache-2.0", notes=""):
     """Exports the best checkpoint of a training run, with a card.
 
     Arguments
@@ -115,6 +124,8 @@ def export_run(run, folder, name, license="apache-2.0"):
         Of the model.
     license : str
         Of the weights.
+    notes : str
+        For the card: data and its credits, machine, limits.
 
     Returns
     -------
@@ -144,7 +155,9 @@ def export_run(run, folder, name, license="apache-2.0"):
         if name in stages
         for parameter in stages[name].parameters()
     )
-    card = model_card(name, license, parameters, settings, metrics, table)
+    card = model_card(
+        name, license, parameters, settings, metrics, table, _hours(run), notes
+    )
     folder = export_model(run_file, modules, folder, {CARD_FILE: card})
     # The run's own export has been calibrated.
     if (run / "model" / WEIGHTS_FILE).exists():
@@ -152,3 +165,12 @@ def export_run(run, folder, name, license="apache-2.0"):
         if "match_scorer" in exported:
             add_match_scorer(folder, exported["match_scorer"])
     return folder
+
+
+def _hours(run):
+    """Of training and validation, as the run's curves tell them."""
+    path = run / CURVES_FILE
+    if not path.exists():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 3600

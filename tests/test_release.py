@@ -37,7 +37,9 @@ def estimates_of(modules, mixtures, enrollments):
 
 def test_the_best_checkpoint_is_exported_with_a_card(run, tmp_path):
     run_folder, better = run
-    folder = export_run(run_folder, tmp_path / "model", "tiny", "cc-by-4.0")
+    (run_folder / "curves.csv").write_text("epoch,seconds\n1,3600\n2,1800\n")
+    notes = "Made of noise."
+    folder = export_run(run_folder, tmp_path / "model", "tiny", "cc-by-4.0", notes)
     model = TargetSpeechExtraction.from_hparams(source=folder)
     signals = torch.randn(2, 1, 4000)
     expected = estimates_of(better, *signals)
@@ -48,7 +50,8 @@ def test_the_best_checkpoint_is_exported_with_a_card(run, tmp_path):
         "license: cc-by-4.0",
         "# tiny",
         f"{parameters:,} parameters, 8000 Hz",
-        '`exchange: "better"`, `seed: 7`, 12 steps',
+        '`exchange: "better"`, `seed: 7`, 12 steps, in 1.5 hours',
+        "Made of noise.",
         "Tested on: Made noise.",
         "| a | table |",
     ):

@@ -12,11 +12,14 @@ def add_arguments(parser):
     add("-o", "--output", required=True, help="folder to write")
     add("--name", help="of the model, in its card; by default the folder's")
     add("--license", default="apache-2.0", help="of the weights, in the card")
+    add("--notes", default="", help="for the card: data and credits, machine, limits")
 
 
 def run(options):
     """Exports."""
     name = options.name or Path(options.output).resolve().name
-    folder = export_run(options.run, options.output, name, options.license)
+    folder = export_run(
+        options.run, options.output, name, options.license, options.notes
+    )
     print(f"{folder}: load it with TargetSpeechExtraction.from_hparams(source=...)")
     return 0

@@ -6,12 +6,11 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-from speechbrain_peer.curves import COLUMNS
+from speechbrain_peer.curves import COLUMNS, CURVES_FILE
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.figures import BRANCHES, draw_columns
 from speechbrain_peer.peer_learning import has_predictors
 
-CURVES_FILE = "curves.csv"
 VALUES = ("step", "train_loss", "valid_loss", "valid_si_snr", *COLUMNS)
 PANELS_IN_A_ROW = 2
 CHARACTERS_IN_A_LINE = 72
