@@ -1,6 +1,7 @@
 """The conditions a model is tried under, and the command."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ def test_a_trial_is_the_manifest_s_item(trials, prepared):
         assert len(set(trial.speakers)) == 2
         assert trial.mixture.shape == trial.target.shape
         assert not trial.noise.any()
+    slow = read_trials(prepared.manifests["test"], prepared.data_root, RATE // 2)
+    assert len(slow[0].mixture) == math.ceil(len(trials[0].mixture) / 2)
     few = read_trials(prepared.manifests["test"], prepared.data_root, RATE, most=5)
     assert [trial.id for trial in few] == [trial.id for trial in trials[::3]]
 

@@ -7,10 +7,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 
 from speechbrain_peer.data.audio import read_audio
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.peers import item_rng
+from speechbrain_peer.recordings import resample_blocks
 
 
 class Trial(NamedTuple):
@@ -42,7 +44,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     data_root : str
         What `{data_root}` in the manifest stands for.
     sample_rate : int
-        Hz.
+        Hz; files at other rates are resampled.
     most : int or None
         Of more items, as many at equal distances.
 
@@ -52,7 +54,9 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     """
 
     def read(path):
-        return read_audio(path, sample_rate=sample_rate)
+        samples, rate = read_audio(path), soundfile.info(path).samplerate
+        blocks = resample_blocks([samples[:, None]], rate, sample_rate)
+        return np.concatenate(list(blocks))[:, 0]
 
     trials = []
     rows = list(read_manifest(manifest, data_root).items())
