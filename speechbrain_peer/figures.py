@@ -1,4 +1,4 @@
-"""The two figures of a run: spectrograms of examples, and training curves.
+"""Figures: spectrograms of a run's examples and of an extraction, training curves.
 
 They are drawn on `matplotlib.figure.Figure`, which needs no display and leaves
 pyplot's global state alone.
@@ -14,6 +14,8 @@ from speechbrain_peer.metrics import si_sdr
 
 _WINDOW_SECONDS, _HOP_SECONDS = 0.032, 0.008
 _DYNAMIC_RANGE_DB = 70
+# A mixture below it is silent, and drawn dark.
+_SILENCE_DB = -100
 
 BRANCHES = (
     ("better_mask", "mask, better peer", "C0", "-"),
@@ -48,7 +50,32 @@ def spectrogram_figure(examples, sample_rate):
     rows = figure.subfigures(len(examples), squeeze=False)[:, 0]
     for row, (item_id, signals) in zip(rows, examples.items(), strict=True):
         row.suptitle(item_id, fontsize="medium", fontweight="bold")
-        _draw_item(row, signals, sample_rate)
+        titled = {
+            _title(kind, signals): signals[kind]
+            for kind in ("mixture", "target", "estimate")
+        }
+        _draw_row(row, titled, sample_rate)
+    return figure
+
+
+def extraction_figure(mixture, estimate, sample_rate):
+    """Draws a mixture and what is extracted from it.
+
+    Arguments
+    ---------
+    mixture : np.ndarray
+        (time,).
+    estimate : np.ndarray
+        (time,).
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = Figure(figsize=(10, 3.2), dpi=150, layout="constrained")
+    _draw_row(figure, {"mixture": mixture, "extracted": estimate}, sample_rate)
     return figure
 
 
@@ -102,14 +129,14 @@ def draw_columns(panel, rows, columns, along="epoch"):
         )
 
 
-def _draw_item(row, signals, sample_rate):
-    spectrograms = {
-        kind: _decibels(signals[kind], sample_rate)
-        for kind in ("mixture", "target", "estimate")
-    }
-    full_level = spectrograms["mixture"].max()
-    panels = row.subplots(1, 3, sharex=True, sharey=True)
-    for panel, (kind, decibels) in zip(panels, spectrograms.items(), strict=True):
+def _draw_row(row, signals, sample_rate):
+    """Draws signals by their titles; levels are below the first one's peak."""
+    spectrograms = [_decibels(signal, sample_rate) for signal in signals.values()]
+    full_level = max(spectrograms[0].max(), _SILENCE_DB)
+    panels = row.subplots(1, len(signals), sharex=True, sharey=True)
+    for panel, decibels, (title, signal) in zip(
+        panels, spectrograms, signals.items(), strict=True
+    ):
         image = panel.imshow(
             decibels - full_level,
             vmin=-_DYNAMIC_RANGE_DB,
@@ -117,9 +144,9 @@ def _draw_item(row, signals, sample_rate):
             cmap="magma",
             origin="lower",
             aspect="auto",
-            extent=(0, signals[kind].size / sample_rate, 0, sample_rate / 2000),
+            extent=(0, signal.size / sample_rate, 0, sample_rate / 2000),
         )
-        panel.set(title=_title(kind, signals), xlabel="time (s)")
+        panel.set(title=title, xlabel="time (s)")
     panels[0].set_ylabel("frequency (kHz)")
     row.colorbar(image, ax=panels, label="level (dB)", pad=0.01)
 

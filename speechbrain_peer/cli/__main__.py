@@ -3,13 +3,14 @@
 import argparse
 import sys
 
-from speechbrain_peer.cli import calibrate, export, extract, info
+from speechbrain_peer.cli import calibrate, demo, export, extract, info
 
 COMMANDS = {
     "extract": extract,
     "info": info,
     "export": export,
     "calibrate": calibrate,
+    "demo": demo,
 }
 
 
