@@ -13,7 +13,6 @@ from speechbrain_peer.inference_inputs import (
     check_waveforms,
 )
 from speechbrain_peer.loading import HPARAMS_FILE, load_model
-from speechbrain_peer.match import embed_parts
 from speechbrain_peer.peer_learning import embed, extract
 from speechbrain_peer.recordings import (
     Recording,
@@ -241,21 +240,19 @@ class TargetSpeechExtraction(Pretrained):
         """Whether the model has been calibrated to tell a match score."""
         return "match_scorer" in self.mods
 
-    def match_score(self, mixtures, estimates, embeddings, mixture_lens=None):
+    def match_score(self, estimates, embeddings, lens=None):
         """Tells how likely each estimate is the enrolled talker.
 
         It is low where the talker is not in the mixture, or another was taken.
 
         Arguments
         ---------
-        mixtures : torch.Tensor
-            (batch, time), at the model's sample rate.
         estimates : torch.Tensor
             (batch, time), from `extract_batch`.
         embeddings : torch.Tensor
             (batch, embedding), from `encode_speaker`.
-        mixture_lens : torch.Tensor, optional
-            Relative lengths (batch,), in (0, 1].
+        lens : torch.Tensor, optional
+            Relative lengths of the estimates (batch,), in (0, 1].
 
         Returns
         -------
@@ -271,13 +268,10 @@ class TargetSpeechExtraction(Pretrained):
             raise ValueError(
                 "The model tells no match score: calibrate it (`tse calibrate`)"
             )
-        estimates, lens = check_waveforms(
-            "estimates", estimates, mixture_lens, self._device()
-        )
-        mixtures, embeddings = mixtures.to(estimates), embeddings.to(estimates)
+        estimates, lens = check_waveforms("estimates", estimates, lens, self._device())
         with self.inference_ctx:
-            parts = embed_parts(self.mods, mixtures, estimates, lens)
-            scores = self.mods.match_scorer(embeddings, *parts)
+            heard = embed(self.mods, estimates, lens)
+            scores = self.mods.match_scorer(embeddings.to(estimates), heard)
         return scores * estimates.any(1)
 
     def forward(self, *args, **kwargs):
@@ -360,16 +354,13 @@ class TargetSpeechExtraction(Pretrained):
             result = output_path
         if not return_match:
             return result
-        return result, self._match(*loudest, embedding) if self.tells_match else None
+        return result, self._match(loudest, embedding) if self.tells_match else None
 
-    def _match(self, mixture, estimate, embedding):
+    def _match(self, estimate, embedding):
         """Match score of a piece, (samples, channels), by its loudest channel."""
         channel = np.square(estimate).sum(0).argmax()
-        mixture, estimate = (
-            torch.from_numpy(np.ascontiguousarray(x[:, channel]))[None]
-            for x in (mixture, estimate)
-        )
-        return self.match_score(mixture, estimate, embedding).item()
+        loudest = torch.from_numpy(np.ascontiguousarray(estimate[:, channel]))
+        return self.match_score(loudest[None], embedding).item()
 
     def _embed_file(self, path):
         blocks, rate = read_start(path, LONGEST_ENROLLMENT)

@@ -227,9 +227,9 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
     blocks : callable
         Returns an iterator over the estimate from its start, (samples, channels), at
         the recording's rate and of its length.
-    loudest : tuple of np.ndarray
-        Mixture and estimate, (samples, channels), of the chunk where the estimate is
-        loudest, at the model's rate.
+    loudest : np.ndarray
+        The piece of the estimate with the most energy, of up to a chunk, without a
+        level, at the model's rate, (samples, channels).
     """
     rates = recording.sample_rate, sample_rate
     mixture = recording.blocks()
@@ -278,14 +278,14 @@ class Estimate:
     def __init__(self, file, channels):
         self.file = file
         self.energy, self.shared = np.zeros(channels), np.zeros(channels)
-        self.loudest, self.highest = None, -1.0  # pieces of mixture and estimate
+        self.loudest, self.highest = None, -1.0
 
     def append(self, mixture, estimate):
         """Adds the next samples, float32, (samples, channels)."""
         precise = estimate.astype(np.float64)
         energy = np.square(precise).sum(axis=0)
         if energy.sum() > self.highest:
-            self.loudest, self.highest = (mixture, estimate), energy.sum()
+            self.loudest, self.highest = estimate, energy.sum()
         self.energy += energy
         self.shared += (mixture * precise).sum(axis=0)
         self.file.write(estimate.tobytes())

@@ -9,7 +9,8 @@ from speechbrain_peer.evaluation.scores import score_estimate
 from speechbrain_peer.evaluation.trials import absent_target, read_trials, vary
 from speechbrain_peer.export import add_match_scorer
 from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.match import MatchScorer, embed_parts
+from speechbrain_peer.match import MatchScorer
+from speechbrain_peer.peer_learning import embed
 
 logger = get_logger(__name__)
 
@@ -56,9 +57,9 @@ def calibrate(folder, manifest, data_root, device="cpu"):
     if len(set(matches)) < 2:
         logger.warning("No match score: no estimate is of the enrolled talker")
         return
-    embeddings = tuple(torch.cat(each) for each in zip(*embeddings, strict=True))
-    scorer = MatchScorer(embeddings[0].shape[1])
-    scorer.fit(embeddings, torch.tensor(matches))
+    enrolled, estimated = map(torch.cat, zip(*embeddings, strict=True))
+    scorer = MatchScorer(enrolled.shape[1])
+    scorer.fit(enrolled, estimated, torch.tensor(matches))
     add_match_scorer(folder, scorer)
 
 
@@ -68,7 +69,7 @@ def listen(model, trial):
     Returns
     -------
     embeddings : tuple of torch.Tensor
-        Of enrollment, estimate and rest, on the CPU, each (1, embedding).
+        Of enrollment and estimate, on the CPU, each (1, embedding).
     estimate : np.ndarray
         (time,).
     """
@@ -78,6 +79,5 @@ def listen(model, trial):
     enrolled = model.encode_speaker(enrollment)
     estimate = model.extract_batch(mixture, embeddings=enrolled)
     with torch.no_grad():
-        heard = embed_parts(model.mods, mixture.to(estimate), estimate)
-    embeddings = tuple(embedding.cpu() for embedding in (enrolled, *heard))
-    return embeddings, estimate[0].cpu().numpy()
+        heard = embed(model.mods, estimate)
+    return (enrolled.cpu(), heard.cpu()), estimate[0].cpu().numpy()

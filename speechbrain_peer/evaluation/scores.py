@@ -37,7 +37,7 @@ def score_trials(model, trials, title):
         estimate = model.extract_batch(mixture, embeddings=embedding)
         match = math.nan
         if model.tells_match:
-            match = model.match_score(mixture, estimate, embedding).item()
+            match = model.match_score(estimate, embedding).item()
         scores.append(
             {
                 **score_estimate(estimate[0].cpu().numpy(), trial),
