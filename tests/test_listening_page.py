@@ -23,6 +23,7 @@ from speechbrain_peer.listening_page import (
 from speechbrain_peer.match import MatchScorer
 
 RATE = 16000
+LONGEST = 120_000  # milliseconds, on a busy machine
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MIXTURE, VOICE = "Recording of several talkers", "Voice of one of them, alone"
 
@@ -156,6 +157,7 @@ def extract(tab):
 
 def test_extraction_in_the_browser(address, browser, model, recordings):
     tab = browser.new_page()
+    tab.set_default_timeout(LONGEST)
     requests = []
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto(address)
@@ -180,6 +182,7 @@ def test_extraction_in_the_browser(address, browser, model, recordings):
 
 def test_errors_are_told_in_the_browser_and_it_goes_on(address, browser, recordings):
     tab = browser.new_page()
+    tab.set_default_timeout(LONGEST)
     tab.goto(address)
 
     def fail(message):
