@@ -82,7 +82,8 @@ def check_enrollments(enrollments, lens, sample_rate):
         )
     silent = (enrollments * mask).eq(0).all(1).nonzero().flatten().tolist()
     if silent:
-        raise ValueError(f"The enrollment is silent (in the batch: {silent})")
+        where = f" (in the batch: {silent})" if len(enrollments) > 1 else ""
+        raise ValueError(f"The enrollment is silent{where}")
 
 
 def check_embeddings(embeddings, n_mixtures, device):
