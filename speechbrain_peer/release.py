@@ -96,9 +96,9 @@ def model_card(name, license, parameters, settings, metrics, table, hours, notes
     corpus = "not tested."
     if metrics is not None:
         training += f", {metrics['run']['optimizer_steps']} steps"
+        corpus = metrics["corpus"]
     if hours is not None:
         training += f", in {hours:.1f} hours"
-        corpus = metrics["corpus"]
     return _CARD.format(
         name=name,
         license=license,

@@ -56,7 +56,9 @@ def test_the_best_checkpoint_is_exported_with_a_card(run, tmp_path):
         "| a | table |",
     ):
         assert text in card, text
+    (run_folder / "metrics.json").unlink()
     export_run(run_folder, folder, "again")  # replaces it
+    assert "not tested" in (folder / "README.md").read_text(encoding="utf-8")
     assert "# again" in (folder / "README.md").read_text(encoding="utf-8")
 
 
