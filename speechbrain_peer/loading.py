@@ -17,6 +17,8 @@ from speechbrain.utils.fetching import FetchFrom, fetch, guess_source
 
 # Models that come with the package, each in a folder of its name.
 BUNDLED = Path(__file__).parent / "pretrained"
+# Of the commands.
+DEFAULT_MODEL = "small-8k"
 
 HPARAMS_FILE = "hyperparams.yaml"
 WEIGHTS_FILE = "weights.ckpt"

@@ -54,9 +54,7 @@ model = foreign_class(
 
 {training}
 
-{notes}Tested on: {corpus}
-
-{figures}
+{notes}{figures}
 
 A model is only as good as its training data: on other languages, noise, reverberation
 or far microphones expect less.
@@ -93,10 +91,8 @@ def model_card(name, license, parameters, settings, metrics, table, hours, notes
     """
     known = {key: settings[key] for key in _SETTINGS if key in settings}
     training = ", ".join(f"`{key}: {json.dumps(known[key])}`" for key in known)
-    corpus = "not tested."
     if metrics is not None:
         training += f", {metrics['run']['optimizer_steps']} steps"
-        corpus = metrics["corpus"]
     if hours is not None:
         training += f", in {hours:.1f} hours"
     return _CARD.format(
@@ -106,8 +102,7 @@ def model_card(name, license, parameters, settings, metrics, table, hours, notes
         sample_rate=settings["sample_rate"],
         training=f"Trained with {training}.",
         notes=f"{notes}\n\n" if notes else "",
-        corpus=corpus,
-        figures=table.strip(),
+        figures=table.strip() or "Not tested.",
     )
 
 

@@ -52,13 +52,13 @@ def test_the_best_checkpoint_is_exported_with_a_card(run, tmp_path):
         f"{parameters:,} parameters, 8000 Hz",
         '`exchange: "better"`, `seed: 7`, 12 steps, in 1.5 hours',
         "Made of noise.",
-        "Tested on: Made noise.",
         "| a | table |",
     ):
         assert text in card, text
     (run_folder / "metrics.json").unlink()
+    (run_folder / "metrics.md").unlink()
     export_run(run_folder, folder, "again")  # replaces it
-    assert "not tested" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "Not tested." in (folder / "README.md").read_text(encoding="utf-8")
     assert "# again" in (folder / "README.md").read_text(encoding="utf-8")
 
 

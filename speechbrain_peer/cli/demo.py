@@ -2,6 +2,7 @@
 
 from speechbrain_peer.inference import TargetSpeechExtraction
 from speechbrain_peer.listening_page import build_page, import_gradio, launch_page
+from speechbrain_peer.loading import DEFAULT_MODEL
 from speechbrain_peer.runtime import keep_freed_memory
 
 
@@ -11,8 +12,9 @@ def add_arguments(parser):
     add(
         "-m",
         "--model",
-        required=True,
-        help="folder of an exported model, or a model of the Hugging Face Hub",
+        default=DEFAULT_MODEL,
+        help="folder of an exported model, a model of this package (default: "
+        "%(default)s), or one of the Hugging Face Hub",
     )
     add("--device", default="cpu", help="such as cpu (default) or cuda:0")
     add("--port", type=int, help="by default the first free one from 7860")

@@ -8,6 +8,7 @@ import soundfile
 
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.loading import DEFAULT_MODEL
 from speechbrain_peer.recordings import check_output
 from speechbrain_peer.runtime import keep_freed_memory
 
@@ -33,8 +34,9 @@ def add_arguments(parser):
     add(
         "-m",
         "--model",
-        required=True,
-        help="folder of an exported model, or a model of the Hugging Face Hub",
+        default=DEFAULT_MODEL,
+        help="folder of an exported model, a model of this package (default: "
+        "%(default)s), or one of the Hugging Face Hub",
     )
     add("--device", default="cpu", help="such as cpu (default) or cuda:0")
 

@@ -5,7 +5,9 @@ from speechbrain_peer.loading import load_card, load_model
 
 def add_arguments(parser):
     """Declares the options."""
-    parser.add_argument("model", help="folder or model of the Hugging Face Hub")
+    parser.add_argument(
+        "model", help="folder, model of this package or of the Hugging Face Hub"
+    )
 
 
 def run(options):

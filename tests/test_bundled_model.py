@@ -1,0 +1,63 @@
+"""The model that comes with the package."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.data.manifests import read_manifest
+from speechbrain_peer.data.prepare import prepare_librimix
+from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.loading import DEFAULT_MODEL, bundled_models
+from speechbrain_peer.metrics import si_sdr
+
+
+def test_the_default_model_is_there_and_tells_a_match():
+    assert DEFAULT_MODEL in bundled_models()
+    model = TargetSpeechExtraction.from_hparams(DEFAULT_MODEL)
+    assert model.hparams.sample_rate == 8000
+    assert model.tells_match
+
+
+def test_a_folder_of_its_name_comes_first(tmp_path, monkeypatch):
+    (tmp_path / DEFAULT_MODEL).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not an exported model"):
+        TargetSpeechExtraction.from_hparams(DEFAULT_MODEL)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(FileNotFoundError, match=f"this package: {DEFAULT_MODEL}"):
+        TargetSpeechExtraction.from_hparams("large-48k")
+
+
+def test_the_command_needs_no_model(tmp_path, capsys):
+    noise = np.random.default_rng(0).standard_normal((2, 8000)) * 0.1
+    for name, samples in zip(("mixture", "voice"), noise, strict=True):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 8000)
+    files = [str(tmp_path / f"{name}.wav") for name in ("mixture", "voice", "out")]
+    assert main(["extract", files[0], "-e", files[1], "-o", files[2]]) == 0
+    assert "match" in capsys.readouterr().out
+    assert main(["info", DEFAULT_MODEL]) == 0
+    assert "CC BY 4.0" in capsys.readouterr().out
+
+
+def test_it_extracts_from_real_speech(mini_librimix, tmp_path):
+    """On speakers that neither training nor the choice of the checkpoint has seen."""
+    prepared = prepare_librimix(
+        tmp_path,
+        librispeech_folder=mini_librimix / "LibriSpeech",
+        librimix_metadata=mini_librimix / "metadata/Libri2Mix",
+        enrollment_maps=mini_librimix / "metadata/enrollment",
+        subsets=["test"],
+    )
+    model = TargetSpeechExtraction.from_hparams(DEFAULT_MODEL)
+    rows = list(read_manifest(prepared.manifests["test"], prepared.data_root).values())
+    improvements = []
+    for row in rows[::15]:
+        estimate = model.extract_file(row["mixture"], row["enrollment"]).numpy()
+        mixture, target = (
+            soundfile.read(path)[0] for path in (row["mixture"], row["target"]["path"])
+        )
+        improvements.append(si_sdr(estimate, target) - si_sdr(mixture, target))
+    assert np.mean(improvements) > 4
