@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+# Of training items: the corpus has shorter and longer mixtures.
+CHUNK_SECONDS = 0.6
+
 # Parts of LibriSpeech, and the first digit of their speakers here.
 PARTS = {"train-clean-100": 1, "dev-clean": 2, "test-clean": 3}
 
@@ -104,6 +107,25 @@ def prepared(corpus, tmp_path_factory):
     return prepare_librimix(
         tmp_path_factory.mktemp("prepared"), **corpus._asdict(), peers="listed"
     )
+
+
+@pytest.fixture
+def make_set(prepared):
+    """Makes a training set of the corpus and what starts its epochs."""
+    from speechbrain_peer.data.dataset import training_set
+
+    def make(manifest=prepared.manifests["train-100"], seed=1, **options):
+        return training_set(
+            manifest,
+            prepared.data_root,
+            CHUNK_SECONDS,
+            8000,
+            seed,
+            listed_peers=prepared.peers,
+            **options,
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

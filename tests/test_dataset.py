@@ -9,33 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import CHUNK_SECONDS
 from speechbrain.dataio.dataloader import make_dataloader
 
 from speechbrain_peer.data.audio import AudioError
-from speechbrain_peer.data.dataset import evaluation_set, training_set
+from speechbrain_peer.data.dataset import evaluation_set
 from speechbrain_peer.data.manifests import read_manifest, write_manifest
 
-RATE, CHUNK_SECONDS = 8000, 0.6
-CHUNK = int(RATE * CHUNK_SECONDS)  # the corpus has shorter and longer mixtures
+RATE = 8000
+CHUNK = int(RATE * CHUNK_SECONDS)
 SIGNALS = ("mixture_sig", "target_sig", "enrollment_sig", "peer_sig")
-
-
-@pytest.fixture
-def make_set(prepared):
-    """Makes a training set and what starts its epochs."""
-
-    def make(manifest=prepared.manifests["train-100"], seed=1, **options):
-        return training_set(
-            manifest,
-            prepared.data_root,
-            CHUNK_SECONDS,
-            RATE,
-            seed,
-            listed_peers=prepared.peers,
-            **options,
-        )
-
-    return make
 
 
 def epoch_items(dataset, items, epoch):
@@ -203,7 +186,8 @@ def test_draws_depend_on_seed_epoch_and_item_alone(make_set):
 
 def test_items_are_the_same_in_another_process(make_set, prepared):
     script = (
-        "import sys; from test_dataset import digest, epoch_items, training_set\n"
+        "import sys; from test_dataset import digest, epoch_items\n"
+        "from speechbrain_peer.data.dataset import training_set\n"
         "made = training_set(*sys.argv[1:3], 0.6, 8000, 1, 'drawn')\n"
         "print(digest(epoch_items(*made, 2)))"
     )

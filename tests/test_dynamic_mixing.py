@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from test_dataset import all_sources, epoch_items, holders, make_set, same_items
+from test_dataset import all_sources, epoch_items, holders, same_items
 
 from speechbrain_peer.data.dynamic_mixing import change_speed
-
-__all__ = ["make_set"]  # a fixture
 
 
 def test_all_parts_of_a_drawn_mixture_are_of_different_speakers(make_set):
