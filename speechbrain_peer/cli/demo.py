@@ -1,22 +1,15 @@
 """Serves a page to extract and listen in the browser, on this computer alone."""
 
+from speechbrain_peer.cli import add_model_options
 from speechbrain_peer.inference import TargetSpeechExtraction
 from speechbrain_peer.listening_page import build_page, import_gradio, launch_page
-from speechbrain_peer.loading import DEFAULT_MODEL
 from speechbrain_peer.runtime import keep_freed_memory
 
 
 def add_arguments(parser):
     """Declares the options."""
     add = parser.add_argument
-    add(
-        "-m",
-        "--model",
-        default=DEFAULT_MODEL,
-        help="folder of an exported model, a model of this package (default: "
-        "%(default)s), or one of the Hugging Face Hub",
-    )
-    add("--device", default="cpu", help="such as cpu (default) or cuda:0")
+    add_model_options(add)
     add("--port", type=int, help="by default the first free one from 7860")
 
 

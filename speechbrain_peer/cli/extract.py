@@ -6,9 +6,9 @@ from pathlib import Path
 
 import soundfile
 
+from speechbrain_peer.cli import add_model_options
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.loading import DEFAULT_MODEL
 from speechbrain_peer.recordings import check_output
 from speechbrain_peer.runtime import keep_freed_memory
 
@@ -31,14 +31,7 @@ def add_arguments(parser):
         required=True,
         help="file to write, or for a folder the folder to fill",
     )
-    add(
-        "-m",
-        "--model",
-        default=DEFAULT_MODEL,
-        help="folder of an exported model, a model of this package (default: "
-        "%(default)s), or one of the Hugging Face Hub",
-    )
-    add("--device", default="cpu", help="such as cpu (default) or cuda:0")
+    add_model_options(add)
 
 
 def run(options):

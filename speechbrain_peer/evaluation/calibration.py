@@ -5,7 +5,7 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_peer.evaluation.scores import score_estimate
+from speechbrain_peer.evaluation.scores import extract_trial, score_estimate
 from speechbrain_peer.evaluation.trials import absent_target, read_trials, vary
 from speechbrain_peer.export import add_match_scorer
 from speechbrain_peer.inference import TargetSpeechExtraction
@@ -73,11 +73,7 @@ def listen(model, trial):
     estimate : np.ndarray
         (time,).
     """
-    mixture, enrollment = (
-        torch.from_numpy(signal)[None] for signal in (trial.mixture, trial.enrollment)
-    )
-    enrolled = model.encode_speaker(enrollment)
-    estimate = model.extract_batch(mixture, embeddings=enrolled)
+    enrolled, estimate = extract_trial(model, trial)
     with torch.no_grad():
         heard = embed(model.mods, estimate)
     return (enrolled.cpu(), heard.cpu()), estimate[0].cpu().numpy()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.evaluation.scores import score_estimate
+from speechbrain_peer.evaluation.scores import extract_trial, score_estimate
 from speechbrain_peer.evaluation.trials import Trial
 from speechbrain_peer.metrics import si_sdr
 from speechbrain_peer.streaming import Estimate, extract_chunks
@@ -74,9 +74,8 @@ def compare_chunks(model, recordings):
     """
     scores, rate = [], model.hparams.sample_rate
     for trial in tqdm(recordings, desc="whole and in chunks", leave=False):
-        mixture = torch.from_numpy(trial.mixture)[None]
-        embedding = model.encode_speaker(torch.from_numpy(trial.enrollment)[None])
-        whole = model.extract_batch(mixture, embeddings=embedding)[0].cpu().numpy()
+        embedding, whole = extract_trial(model, trial)
+        whole = whole[0].cpu().numpy()
         chunks = _in_chunks(model, trial.mixture, embedding, rate)
         scores.append(
             {

@@ -29,12 +29,7 @@ def score_trials(model, trials, title):
     """
     scores = []
     for trial in tqdm(trials, desc=title, leave=False):
-        mixture, enrollment = (
-            torch.from_numpy(signal)[None]
-            for signal in (trial.mixture, trial.enrollment)
-        )
-        embedding = model.encode_speaker(enrollment)
-        estimate = model.extract_batch(mixture, embeddings=embedding)
+        embedding, estimate = extract_trial(model, trial)
         match = math.nan
         if model.tells_match:
             match = model.match_score(estimate, embedding).item()
@@ -45,6 +40,29 @@ def score_trials(model, trials, title):
             }
         )
     return scores
+
+
+def extract_trial(model, trial):
+    """Embeds a trial's enrollment and extracts.
+
+    Arguments
+    ---------
+    model : speechbrain_peer.inference.TargetSpeechExtraction
+        At the trial's sample rate.
+    trial : Trial
+
+    Returns
+    -------
+    embedding : torch.Tensor
+        (1, embedding).
+    estimate : torch.Tensor
+        (1, time).
+    """
+    mixture, enrollment = (
+        torch.from_numpy(signal)[None] for signal in (trial.mixture, trial.enrollment)
+    )
+    embedding = model.encode_speaker(enrollment)
+    return embedding, model.extract_batch(mixture, embeddings=embedding)
 
 
 def score_estimate(estimate, trial):
