@@ -101,6 +101,10 @@ class Outputs(NamedTuple):
     """decoder(r)"""
     speaker_logits: torch.Tensor | None = None
     """Of the stage `speaker_classifier`, where there is one, (batch, speakers)."""
+    branches: Branches | None = None
+    """What the estimates are made of."""
+    p_star: torch.Tensor | None = None
+    """What each branch was lent, of the shape of p."""
 
 
 def embed(modules, enrollments, enrollment_lens=None):
@@ -151,7 +155,7 @@ def represent(modules, mixtures, embeddings, mixture_lens=None):
     return Branches(W, frame_mask, e, p)
 
 
-def lend(p, scores, exchange, coin=None):
+def lend(p, scores, exchange, coin=None, exchanging=None):
     """Chooses the representation that each branch is lent, p*.
 
     Arguments
@@ -165,6 +169,9 @@ def lend(p, scores, exchange, coin=None):
         that of the peer whom the coin names; `itself`: each branch its own.
     coin : torch.Tensor or None
         Index of a random peer, (batch,); for `anyway`.
+    exchanging : torch.Tensor or None
+        Whether the item's peers exchange, or each branch keeps its own, (batch,);
+        None: all exchange.
 
     Returns
     -------
@@ -181,8 +188,10 @@ def lend(p, scores, exchange, coin=None):
     if exchange == "itself" or len(p) == 1:
         return p
     chosen = coin if exchange == "anyway" else scores.argmax(0)
-    lent = p[chosen, torch.arange(p.shape[1], device=p.device)]
-    return lent.expand_as(p)
+    lent = p[chosen, torch.arange(p.shape[1], device=p.device)].expand_as(p)
+    if exchanging is None:
+        return lent
+    return torch.where(exchanging.view(-1, *[1] * (p.ndim - 2)), lent, p)
 
 
 def estimate(modules, branches, p_star, length):
@@ -215,8 +224,21 @@ def estimate(modules, branches, p_star, length):
     return modules["decoder"](masked, length, frame_mask), r
 
 
-def learn_from_peers(modules, mixtures, embeddings, targets, lens, exchange, coin=None):
+def learn_from_peers(
+    modules,
+    mixtures,
+    embeddings,
+    targets,
+    lens,
+    exchange,
+    coin=None,
+    chance=None,
+    exchange_share=1.0,
+    masks_with="lent",
+):
     """A training step's forward pass: branches, exchange, estimates.
+
+    The paper's method has the defaults of the last two options.
 
     Arguments
     ---------
@@ -234,6 +256,14 @@ def learn_from_peers(modules, mixtures, embeddings, targets, lens, exchange, coi
         One of `EXCHANGES`.
     coin : torch.Tensor or None
         Index of a random peer for `anyway`, (batch,).
+    chance : torch.Tensor or None
+        A random number in [0, 1) for every item, (batch,); needed for a share.
+    exchange_share : float
+        Share of the items whose peers exchange; in the others each branch keeps its
+        own, as at inference.
+    masks_with : str
+        `lent`: r of p and p* refines the mask; `own`: the mask is always made as at
+        inference, of r of p and p, and what is lent shapes the predictors only.
 
     Returns
     -------
@@ -242,8 +272,11 @@ def learn_from_peers(modules, mixtures, embeddings, targets, lens, exchange, coi
     Raises
     ------
     ValueError
-        If the exchange needs predictors and the model has none, or the reverse.
+        If the exchange needs predictors and the model has none, or the reverse, or
+        if an option has no such value.
     """
+    if masks_with not in ("lent", "own"):
+        raise ValueError(f"masks_with '{masks_with}': choose lent or own")
     length, peers = mixtures.shape[-1], (-1, len(targets))
     branches = represent(modules, mixtures, embeddings, lens)
     if has_predictors(exchange) != (branches.p is not None):
@@ -257,10 +290,14 @@ def learn_from_peers(modules, mixtures, embeddings, targets, lens, exchange, coi
 
     predicted = modules["decoder"](branches.p, length, branches.frame_mask)
     scores = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
-    p_star = lend(branches.p.unflatten(0, peers), scores, exchange, coin).flatten(0, 1)
+    exchanging = None if exchange_share == 1 else chance < exchange_share
+    p_star = lend(branches.p.unflatten(0, peers), scores, exchange, coin, exchanging)
+    p_star = p_star.flatten(0, 1)
     estimates, r = estimate(modules, branches, p_star, length)
     refined = modules["decoder"](r, length, branches.frame_mask)
-    return Outputs(estimates, predicted, refined, logits)
+    if masks_with == "own":
+        estimates, _ = estimate(modules, branches, branches.p.detach(), length)
+    return Outputs(estimates, predicted, refined, logits, branches, p_star)
 
 
 def extract(modules, mixtures, embeddings, mixture_lens=None):

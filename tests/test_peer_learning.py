@@ -7,7 +7,7 @@ from hyperpyyaml import load_hyperpyyaml
 from tiny_model import TRAINING_YAML, build
 from torch.nn import ModuleDict
 
-from speechbrain_peer.losses import PeerLoss
+from speechbrain_peer.losses import PeerLoss, relative_distance
 from speechbrain_peer.peer_learning import (
     EXCHANGES,
     Predictor,
@@ -137,6 +137,47 @@ def test_anyway_lends_both_branches_what_the_coin_says(modules, pairs):
 def test_itself_lends_each_branch_its_own(modules, pairs):
     outputs = learn_from_peers(modules, *pairs, LENS, "itself")
     check_lenders(modules, pairs, outputs, [[0] * 4, [1] * 4])
+
+
+def test_a_share_of_the_items_exchanges(modules, pairs):
+    chance = torch.tensor([0.2, 0.6, 0.4, 0.9])  # items 0 and 2 are below 0.5
+    outputs = learn_from_peers(
+        modules, *pairs, LENS, "better", chance=chance, exchange_share=0.5
+    )
+    lenders = [[BETTER[0], peer, BETTER[2], peer] for peer in range(2)]
+    check_lenders(modules, pairs, outputs, lenders)
+
+
+def test_masks_made_with_the_own_representation_are_those_of_inference(modules, pairs):
+    mixtures, embeddings, _ = pairs
+    lent = learn_from_peers(modules, *pairs, LENS, "better")
+    own = learn_from_peers(modules, *pairs, LENS, "better", masks_with="own")
+    extracted = torch.cat(
+        [extract(modules, peer, embeddings, LENS) for peer in mixtures.split(4)]
+    )
+    torch.testing.assert_close(own.estimate[:, 0], extracted, rtol=0, atol=1e-6)
+    assert not torch.allclose(lent.estimate, own.estimate)
+    # What is lent shapes r all the same.
+    assert torch.equal(lent.refined, own.refined)
+
+
+def test_only_the_worse_peer_is_drawn_to_the_better(modules, pairs):
+    mixtures, embeddings, targets = pairs
+    mixtures = mixtures.clone().requires_grad_()
+    outputs = learn_from_peers(modules, mixtures, embeddings, targets, LENS, "better")
+    plain, _ = PeerLoss()(outputs, targets, LENS)
+    drawn, _ = PeerLoss(consistency_weight=0.5)(outputs, targets, LENS)
+    p, p_star = outputs.branches.p, outputs.p_star
+    frames = outputs.branches.frame_mask.sum(1).int().tolist()
+    expected = [
+        (p[k, :n] - p_star[k, :n]).square().sum() / p_star[k, :n].square().sum()
+        for k, n in enumerate(frames)
+    ]
+    torch.testing.assert_close(drawn - plain, 0.5 * torch.stack(expected).mean())
+    distances = relative_distance(p, p_star, outputs.branches.frame_mask)
+    (grad,) = torch.autograd.grad(distances.sum(), mixtures)
+    moved = grad.unflatten(0, (2, 4)).any(-1)
+    assert moved.T.tolist() == [[better == 1, better == 0] for better in BETTER]
 
 
 def test_only_the_lent_representation_tells_the_exchanges_apart(modules, pairs):
@@ -270,6 +311,8 @@ def test_exchanges_that_do_not_exist_or_fit(modules, backbone, pairs):
         Predictor(8, 16, exchange="best")
     with pytest.raises(ValueError, match="exchange 'best': choose one of"):
         learn_from_peers(modules, *pairs, LENS, "best")
+    with pytest.raises(ValueError, match="masks_with 'lend': choose lent or own"):
+        learn_from_peers(modules, *pairs, LENS, "better", masks_with="lend")
     for stages, exchange in ((modules, "none"), (backbone, "better")):
         with pytest.raises(ValueError, match=f"'{exchange}' does not fit the model"):
             learn_from_peers(stages, *pairs, LENS, exchange)

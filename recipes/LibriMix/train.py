@@ -30,7 +30,7 @@ from speechbrain_peer.data.files import DataError
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.export import export_model
 from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.peer_learning import embed, extract, learn_from_peers
+from speechbrain_peer.peer_learning import embed, extract
 from speechbrain_peer.reports import save_examples, write_scores
 from speechbrain_peer.runtime import keep_freed_memory
 from speechbrain_peer.scoring import ScoringPool
@@ -49,21 +49,17 @@ class PeerBrain(sb.Brain):
         if stage != sb.Stage.TRAIN:
             return extract(self.modules, mixtures, embeddings, lens)
 
-        coin = None
+        coin = chance = None
         if self.hparams.peers != "off":
             # Two branches: the same targets, other interferers, one stacked batch.
             mixtures = torch.cat((mixtures, batch.peer_sig.data))
             coin = torch.as_tensor(batch.coin).to(self.device)
+            chance = torch.as_tensor(batch.chance).to(self.device)
         # W, e and p of each branch; the better branch lends its p to the other (what
         # is lent is `exchange`); r, mask and estimate of each branch.
-        return learn_from_peers(
-            self.modules,
-            mixtures,
-            embeddings,
-            batch.target_sig.data,
-            lens,
-            self.hparams.exchange,
-            coin,
+        targets = batch.target_sig.data
+        return self.hparams.learn_from_peers(
+            self.modules, mixtures, embeddings, targets, lens, coin=coin, chance=chance
         )
 
     def compute_objectives(self, predictions, batch, stage):

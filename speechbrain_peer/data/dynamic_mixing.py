@@ -74,6 +74,7 @@ class DrawnItems(TrainingItems):
         yield int(rng.integers(2))
         others = self.pool.draw_interferers(row, rng, self.peer_interferer)
         yield self._mix(target, others, rng)
+        yield rng.random()
 
     def _mix(self, target, interferers, rng):
         mixture = target.clone()
