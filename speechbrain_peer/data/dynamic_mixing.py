@@ -57,8 +57,6 @@ class DrawnItems(TrainingItems):
     ):
         super().__init__(rows, chunk_samples, sample_rate, seed, peer_interferer)
         self.speeds = speeds
-        speakers = sorted({target["speaker"] for target in self.pool.targets})
-        self.speaker_indices = {name: index for index, name in enumerate(speakers)}
 
     def read(self, item_id):
         """Draws and reads one item, as `TrainingItems.read` does."""
@@ -75,6 +73,9 @@ class DrawnItems(TrainingItems):
         others = self.pool.draw_interferers(row, rng, self.peer_interferer)
         yield self._mix(target, others, rng)
         yield rng.random()
+
+    def _targets(self):
+        return self.pool.targets
 
     def _mix(self, target, interferers, rng):
         mixture = target.clone()

@@ -37,7 +37,7 @@ class TrainingItems:
         self.seed = seed
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
         self.pool = SourcePool(rows)
-        speakers = sorted({row["target"]["speaker"] for row in rows.values()})
+        speakers = sorted({target["speaker"] for target in self._targets()})
         self.speaker_indices = {name: index for index, name in enumerate(speakers)}
         # In shared memory, so that running loader workers learn the epoch too.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -83,6 +83,10 @@ class TrainingItems:
         yield int(rng.integers(2))
         yield self._mix_peer(item_id, target, start, rng)
         yield rng.random()
+
+    def _targets(self):
+        """All sources that may be a target."""
+        return [row["target"] for row in self.rows.values()]
 
     def _mix_peer(self, item_id, target, start, rng):
         mixture = target.clone()
