@@ -149,6 +149,16 @@ def test_only_what_may_be_compared_is_put_together(tmp_path):
     assert [len(g.systems[0].runs) for g in groups] == [2, 1, 1, 1, 1]
 
 
+def test_a_run_without_an_option_has_its_default(tmp_path):
+    options = {"exchange_share": 0.5}
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", seed=2, learn_from_peers=options)
+    write_run(tmp_path / "c", seed=3, learn_from_peers={"exchange_share": 1.0})
+    pl = "TD-SpeakerBeam + PL (exchange better, peers listed"
+    share = "learn_from_peers.exchange_share"
+    assert names_below(tmp_path) == [[f"{pl}, {share} 0.5)", f"{pl}, {share} 1.0)"]]
+
+
 def test_settings_that_differ_are_in_the_name(tmp_path):
     write_run(tmp_path / "a", lr=0.1, output_folder="here", seed=1)
     write_run(tmp_path / "b", lr=0.5, output_folder="there", seed=1)

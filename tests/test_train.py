@@ -179,6 +179,13 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             "td_speakerbeam_pl",
             {"peers": "drawn", "precision": "bf16", "num_workers": 2},
         ),
+        (
+            "td_speakerbeam_pl",
+            {
+                "learn_from_peers": {"exchange_share": 0.5, "masks_with": "own"},
+                "loss": {"consistency_weight": 1.0},
+            },
+        ),
         ("spex_plus", {}),
         ("spex_plus_pl", {"peers": "drawn"}),
         ("sepformer_pl", {}),

@@ -1,5 +1,6 @@
 """Finished runs: found in folders and read, each on its own."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from hyperpyyaml import resolve_references
 
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.loading import HPARAMS_FILE
+from speechbrain_peer.losses import PeerLoss
+from speechbrain_peer.peer_learning import learn_from_peers
 
 METRICS_FILE = "metrics.json"
 # By the module of the separator's class. The order is that of the tables' rows.
@@ -18,6 +21,7 @@ BACKBONES = {
     "speechbrain_peer.nnet.spex_plus": "SpEx+",
     "speechbrain_peer.nnet.sepformer": "SepFormer",
 }
+_WITH_OPTIONS = {"loss": PeerLoss, "learn_from_peers": learn_from_peers}
 _MEANS = ("si_sdr", "si_sdri", "pesq", "stoi")
 _MIXTURE_MEANS = ("mixture_si_sdr", "mixture_pesq", "mixture_stoi")
 _PERCENTS = ("wrong_speaker_percent", "worse_than_mixture_percent")
@@ -30,7 +34,8 @@ class Run:
     folder: Path
     backbone: str
     settings: dict
-    """The YAML's plain values by key, and the loss's weights as `loss.<key>`."""
+    """The YAML's plain values by key, and the options of loss and exchange as
+    `loss.<key>` and `learn_from_peers.<key>`."""
     corpus: str
     items: int
     scores: dict
@@ -108,8 +113,10 @@ def read_run(folder):
     hparams = _read_hparams(folder / HPARAMS_FILE)
     separator = hparams["modules"]["separator"].tag.value.partition(":")[2]
     settings = {"separator": separator, **_plain(hparams)}
-    for name, value in _plain(hparams.get("loss")).items():
-        settings[f"loss.{name}"] = value
+    for key, function in _WITH_OPTIONS.items():
+        # A run from before there was an option has been made with its default.
+        options = _defaults(function) | _plain(hparams.get(key))
+        settings |= {f"{key}.{name}": value for name, value in options.items()}
     means = metrics["means"]
     percents = {name.removesuffix("_percent"): metrics[name] for name in _PERCENTS}
     return Run(
@@ -161,6 +168,12 @@ def _plain(node):
         for key, value in (node.items() if isinstance(node, dict) else ())
         if value is None or isinstance(value, (str, int, float))
     }
+
+
+def _defaults(function):
+    """The options of a function that have plain default values."""
+    parameters = inspect.signature(function).parameters.values()
+    return _plain({parameter.name: parameter.default for parameter in parameters})
 
 
 def _backbone(separator):
