@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 import tiny_model
 import torch
-from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import create_experiment_directory
 from tiny_model import TRAINING_YAML, build, export, write_run
 
@@ -95,9 +95,12 @@ def test_export_of_what_speechbrain_saves_with_overrides(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.name)
 def test_every_recipe_exports_a_model_that_needs_no_trust(path, tmp_path):
-    overrides = {"results_folder": str(tmp_path)}
-    trained = load_hyperpyyaml(path.read_text(encoding="utf-8"), overrides)["modules"]
-    modules, _ = load_model(export_model(path, trained, tmp_path / "model"))
+    overrides = {"results_folder": str(tmp_path), "pretrained_path": "a run"}
+    run = tmp_path / "hyperparams.yaml"
+    with open(path, encoding="utf-8") as stream:
+        run.write_text(resolve_references(stream, overrides).read(), encoding="utf-8")
+    trained = load_hyperpyyaml(run.read_text(encoding="utf-8"))["modules"]
+    modules, _ = load_model(export_model(run, trained, tmp_path / "model"))
     assert same_weights(modules, torch.nn.ModuleDict(trained))
 
 

@@ -73,6 +73,7 @@ PARAMETERS = {
     "spex_plus_pl": 12_751_940,
     "td_speakerbeam": 6_704_194,
     "td_speakerbeam_pl": 7_360_706,
+    "td_speakerbeam_pl_best": 7_360_706,
 }
 TINY = {
     "chunk_seconds": 0.5,
@@ -201,6 +202,19 @@ def test_every_setting_trains(run, row, overrides):
     assert np.isfinite(json.loads(metrics)["means"]["si_sdr"])
 
 
+def test_a_training_with_peers_ends_without_exchange(run):
+    first = run(peers="drawn")
+    last = run(
+        "td_speakerbeam_pl_best",
+        pretrained_path=first.hparams.output_folder,
+        lr=0.0001,
+    )
+    # It has gone on from the first one's best weights, predictors included.
+    assert (weights(first) - weights(last)).abs().max() < 0.01
+    rates = [float(row["lr"]) for row in read_curves(last)]
+    assert rates == [0.0001, 0.00005]
+
+
 class Interrupted(Exception):
     """Stands for a kill."""
 
@@ -248,7 +262,7 @@ def test_training_lowers_the_loss_of_unseen_speakers(run):
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_yaml_is_resolved_and_builds_the_full_size_model(path, tmp_path):
-    overrides = {"results_folder": str(tmp_path)}
+    overrides = {"results_folder": str(tmp_path), "pretrained_path": "a run"}
     with open(path, encoding="utf-8") as stream:
         resolved = resolve_references(stream, overrides).read()
     assert "<" not in resolved
