@@ -393,7 +393,13 @@ def test_runs_of_this_repository_make_a_report(short, tmp_path, capsys):
         assert model["trained_parameters"] == recorded
     rows = {row["system"]: row for row in read_csv(tmp_path / "scores.csv")}
     better = rows["TD-SpeakerBeam + PL (exchange better, peers drawn)"]
-    assert float(better["si_sdr"]) == pytest.approx(3.37, abs=0.005)
+    # Seeds are added to the repository's runs, so that their mean is no fixed figure.
+    seeds = [
+        json.loads(path.read_text(encoding="utf-8"))["means"]["si_sdr"]
+        for path in RESULTS.glob("small_better/*/metrics.json")
+    ]
+    assert len(better["seeds"].split("; ")) == len(seeds)
+    assert float(better["si_sdr"]) == pytest.approx(statistics.fmean(seeds))
     curves = [
         float(row["valid_si_snr"])
         for row in read_csv(tmp_path / "curves.csv")
