@@ -194,6 +194,11 @@ def lend(p, scores, exchange, coin=None, exchanging=None):
     return torch.where(exchanging.view(-1, *[1] * (p.ndim - 2)), lent, p)
 
 
+def refine(modules, p, p_star):
+    """r, of a branch's own representation and the lent one, all of one shape."""
+    return modules["predictor2"](torch.cat((p, p_star), dim=-1))
+
+
 def estimate(modules, branches, p_star, length):
     """Refines with the lent representation, masks and decodes.
 
@@ -217,9 +222,7 @@ def estimate(modules, branches, p_star, length):
         The refined representation, (peers * batch, frames, filters).
     """
     W, frame_mask, e, p = branches
-    r = None
-    if p is not None:
-        r = modules["predictor2"](torch.cat((p, p_star), dim=-1))
+    r = None if p is None else refine(modules, p, p_star)
     masked = modules["mask_head"](e, r, W)
     return modules["decoder"](masked, length, frame_mask), r
 
@@ -293,10 +296,12 @@ def learn_from_peers(
     exchanging = None if exchange_share == 1 else chance < exchange_share
     p_star = lend(branches.p.unflatten(0, peers), scores, exchange, coin, exchanging)
     p_star = p_star.flatten(0, 1)
-    estimates, r = estimate(modules, branches, p_star, length)
-    refined = modules["decoder"](r, length, branches.frame_mask)
     if masks_with == "own":
         estimates, _ = estimate(modules, branches, branches.p.detach(), length)
+        r = refine(modules, branches.p, p_star)
+    else:
+        estimates, r = estimate(modules, branches, p_star, length)
+    refined = modules["decoder"](r, length, branches.frame_mask)
     return Outputs(estimates, predicted, refined, logits, branches, p_star)
 
 
