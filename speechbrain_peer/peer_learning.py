@@ -236,12 +236,14 @@ def learn_from_peers(
     exchange,
     coin=None,
     chance=None,
+    epoch=None,
     exchange_share=1.0,
+    exchange_epochs=None,
     masks_with="lent",
 ):
     """A training step's forward pass: branches, exchange, estimates.
 
-    The paper's method has the defaults of the last two options.
+    The paper's method has the defaults of the last three options.
 
     Arguments
     ---------
@@ -261,9 +263,13 @@ def learn_from_peers(
         Index of a random peer for `anyway`, (batch,).
     chance : torch.Tensor or None
         A random number in [0, 1) for every item, (batch,); needed for a share.
+    epoch : int or None
+        Of the training, from 1 on; needed for `exchange_epochs`.
     exchange_share : float
         Share of the items whose peers exchange; in the others each branch keeps its
         own, as at inference.
+    exchange_epochs : int or None
+        The last epoch with exchange; after it each branch keeps its own.
     masks_with : str
         `lent`: r of p and p* refines the mask; `own`: the mask is always made as at
         inference, of r of p and p, and what is lent shapes the predictors only.
@@ -280,6 +286,8 @@ def learn_from_peers(
     """
     if masks_with not in ("lent", "own"):
         raise ValueError(f"masks_with '{masks_with}': choose lent or own")
+    if exchange_share != 1 and chance is None:
+        raise ValueError(f"exchange_share {exchange_share}: there are no peers")
     length, peers = mixtures.shape[-1], (-1, len(targets))
     branches = represent(modules, mixtures, embeddings, lens)
     if has_predictors(exchange) != (branches.p is not None):
@@ -293,6 +301,8 @@ def learn_from_peers(
 
     predicted = modules["decoder"](branches.p, length, branches.frame_mask)
     scores = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
+    if exchange_epochs is not None and epoch > exchange_epochs:
+        exchange = "itself"
     exchanging = None if exchange_share == 1 else chance < exchange_share
     p_star = lend(branches.p.unflatten(0, peers), scores, exchange, coin, exchanging)
     p_star = p_star.flatten(0, 1)

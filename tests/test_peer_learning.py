@@ -148,6 +148,14 @@ def test_a_share_of_the_items_exchanges(modules, pairs):
     check_lenders(modules, pairs, outputs, lenders)
 
 
+def test_after_the_epochs_of_exchange_each_branch_has_its_own(modules, pairs):
+    for epoch, lenders in ((1, [BETTER, BETTER]), (2, [[0] * 4, [1] * 4])):
+        outputs = learn_from_peers(
+            modules, *pairs, LENS, "better", epoch=epoch, exchange_epochs=1
+        )
+        check_lenders(modules, pairs, outputs, lenders)
+
+
 def test_masks_made_with_the_own_representation_are_those_of_inference(modules, pairs):
     mixtures, embeddings, _ = pairs
     lent = learn_from_peers(modules, *pairs, LENS, "better")
@@ -313,6 +321,8 @@ def test_exchanges_that_do_not_exist_or_fit(modules, backbone, pairs):
         learn_from_peers(modules, *pairs, LENS, "best")
     with pytest.raises(ValueError, match="masks_with 'lend': choose lent or own"):
         learn_from_peers(modules, *pairs, LENS, "better", masks_with="lend")
+    with pytest.raises(ValueError, match="exchange_share 0: there are no peers"):
+        learn_from_peers(modules, *pairs, LENS, "better", exchange_share=0)
     for stages, exchange in ((modules, "none"), (backbone, "better")):
         with pytest.raises(ValueError, match=f"'{exchange}' does not fit the model"):
             learn_from_peers(stages, *pairs, LENS, exchange)

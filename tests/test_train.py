@@ -202,17 +202,22 @@ def test_every_setting_trains(run, row, overrides):
     assert np.isfinite(json.loads(metrics)["means"]["si_sdr"])
 
 
-def test_a_training_with_peers_ends_without_exchange(run):
-    first = run(peers="drawn")
-    last = run(
-        "td_speakerbeam_pl_best",
-        pretrained_path=first.hparams.output_folder,
-        lr=0.0001,
-    )
-    # It has gone on from the first one's best weights, predictors included.
-    assert (weights(first) - weights(last)).abs().max() < 0.01
-    rates = [float(row["lr"]) for row in read_curves(last)]
-    assert rates == [0.0001, 0.00005]
+def test_after_the_epochs_of_exchange_each_branch_keeps_its_own(run):
+    best = run("td_speakerbeam_pl_best", experiment="best", n_epochs=3)
+    assert best.hparams.exchange_epochs == 2
+    options = {"n_epochs": 3, "learn_from_peers": "{exchange_epochs: null}"}
+    exchanging = run("td_speakerbeam_pl_best", experiment="exchanging", **options)
+    *firsts, last = read_curves(best)
+    *others, other = read_curves(exchanging)
+    assert firsts == others
+    # What the branches were lent does not show in p, and shows in the mask.
+    assert last["train_loss"] != other["train_loss"]
+
+
+def test_the_best_training_ends_at_a_falling_rate(run):
+    best = run("td_speakerbeam_pl_best", n_epochs=4, exchange_epochs=2, lr=0.0001)
+    rates = [float(row["lr"]) for row in read_curves(best)]
+    assert rates == [0.0001, 0.0001, 0.0001, 0.00005]
 
 
 class Interrupted(Exception):

@@ -59,7 +59,14 @@ class PeerBrain(sb.Brain):
         # is lent is `exchange`); r, mask and estimate of each branch.
         targets = batch.target_sig.data
         return self.hparams.learn_from_peers(
-            self.modules, mixtures, embeddings, targets, lens, coin=coin, chance=chance
+            self.modules,
+            mixtures,
+            embeddings,
+            targets,
+            lens,
+            coin=coin,
+            chance=chance,
+            epoch=self.hparams.epoch_counter.current,
         )
 
     def compute_objectives(self, predictions, batch, stage):

@@ -149,6 +149,11 @@ class LinearDecay:
     end : int
         The last epoch of the training; the one after it would be trained at zero.
 
+    Raises
+    ------
+    ValueError
+        If the decay would begin after the end.
+
     Example
     -------
     >>> import torch
@@ -159,6 +164,8 @@ class LinearDecay:
     """
 
     def __init__(self, lr, start, end):
+        if start > end:
+            raise ValueError(f"no decay from epoch {start} to the last, {end}")
         self.lr, self.start, self.end = lr, start, end
 
     def __call__(self, optim_list, current_epoch, current_loss):
