@@ -138,6 +138,7 @@ def test_only_what_may_be_compared_is_put_together(tmp_path):
     write_run(tmp_path / "d", corpus="Voices.", mixture=1.5, seed=10)
     write_run(tmp_path / "e", corpus="Voices.", seed=11)
     write_run(tmp_path / "f", corpus="Voices.", n_steps=None, seed=12)
+    write_run(tmp_path / "g", corpus="Voices.", pretrained_path="a", seed=13)
     groups = groups_below(tmp_path)
     assert [(g.label, g.corpus, g.budget) for g in groups] == [
         ("A", "Voices.", "100 steps"),
@@ -145,8 +146,9 @@ def test_only_what_may_be_compared_is_put_together(tmp_path):
         ("C", "Noise.", "100 steps"),
         ("D", "Voices.", "100 steps"),
         ("E", "Voices.", "at most 200 epochs"),
+        ("F", "Voices.", "100 steps from trained weights"),
     ]
-    assert [len(g.systems[0].runs) for g in groups] == [2, 1, 1, 1, 1]
+    assert [len(g.systems[0].runs) for g in groups] == [2, 1, 1, 1, 1, 1]
 
 
 def test_a_run_without_an_option_has_its_default(tmp_path):

@@ -118,9 +118,10 @@ def _group_key(run):
 
 
 def _budget(settings):
+    start = " from trained weights" if settings.get("pretrained_path") else ""
     if settings.get("n_steps"):
-        return f"{settings['n_steps']} steps"
-    return f"at most {settings.get('n_epochs')} epochs"
+        return f"{settings['n_steps']} steps{start}"
+    return f"at most {settings.get('n_epochs')} epochs{start}"
 
 
 def _systems(runs):
