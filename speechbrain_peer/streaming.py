@@ -228,7 +228,7 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
         Returns an iterator over the estimate from its start, (samples, channels), at
         the recording's rate and of its length.
     loudest : np.ndarray
-        The piece of the estimate with the most energy, of up to a chunk, without a
+        The piece of the estimate with the most energy, of up to a chunk, with its
         level, at the model's rate, (samples, channels).
     """
     rates = recording.sample_rate, sample_rate
@@ -249,7 +249,7 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
             yield block[:left]
             left = max(left - len(block), 0)
 
-    return blocks, estimate.loudest
+    return blocks, estimate.loudest * estimate.scale()
 
 
 class Estimate:
@@ -290,11 +290,15 @@ class Estimate:
         self.shared += (mixture * precise).sum(axis=0)
         self.file.write(estimate.tobytes())
 
-    def blocks(self):
-        """Yields it from its start, with its level, (samples, channels)."""
+    def scale(self):
+        """What gives each channel its level, and its sign, (channels,)."""
         silent = self.energy == 0
         scale = np.where(silent, 0.0, self.shared / np.where(silent, 1.0, self.energy))
-        scale = scale.astype(np.float32)
+        return scale.astype(np.float32)
+
+    def blocks(self):
+        """Yields it from its start, with its level, (samples, channels)."""
+        scale = self.scale()
         self.file.seek(0)
         row = scale.nbytes
         while data := self.file.read(BLOCK * row):

@@ -104,6 +104,21 @@ def test_batch_padding_and_silence(model):
     torch.testing.assert_close(louder, scores, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (torch.full((2, SIZE), torch.nan), "embeddings hold NaN"),
+        (torch.ones(1, SIZE), r"as estimates: .*\(2, 16\), but have \(1, 16\)"),
+        (torch.ones(2, 3), r"\(2, 16\), but have \(2, 3\)"),
+    ],
+)
+def test_wrong_embeddings_have_no_score(model, embeddings, message):
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    estimates = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=message):
+        loaded.match_score(estimates, embeddings)
+
+
 def test_without_calibration_there_is_no_score():
     model = TargetSpeechExtraction(build(), {"sample_rate": RATE})
     waveform = torch.randn(1, 4000)
@@ -134,6 +149,22 @@ def test_of_a_file_where_the_estimate_is_loudest(model, tmp_path, monkeypatch):
     assert piece.std() > 5 * estimate[0].std()  # the loud channel and place
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_file_has_the_score_of_a_batch(model, tmp_path, sign):
+    """Also where the network's output is inverted, which SI-SNR does not see."""
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    loaded.mods.decoder.weight.data *= sign
+    speech = torch.randn(1, 3 * RATE, generator=torch.Generator().manual_seed(1)) * 0.1
+    path = tmp_path / "mixture.wav"
+    soundfile.write(path, speech[0].numpy(), RATE, "FLOAT")
+    embedding = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(2))
+    _, match = loaded.extract_file(path, embedding=embedding, return_match=True)
+    estimates = loaded.extract_batch(speech, embeddings=embedding)
+    expected = loaded.match_score(estimates, embedding).item()
+    inverted = loaded.match_score(-estimates, embedding).item()
+    assert abs(match - expected) < 1e-4 < abs(match - inverted)
+
+
 def test_calibration_of_a_model_from_the_shell(tmp_path, prepared, capsys):
     folder = tmp_path / "model"
     export(folder)
@@ -151,6 +182,12 @@ def test_calibration_of_a_model_from_the_shell(tmp_path, prepared, capsys):
     written, match = capsys.readouterr().out.split("\t")
     assert written == output
     assert 0 <= float(match.removeprefix("match ")) <= 1
+
+
+@pytest.mark.parametrize("name", ["small-8k", "somebody/model"])
+def test_only_a_folder_is_calibrated(name, prepared, capsys):
+    assert main(["calibrate", name, str(prepared.manifests["dev"])]) == 1
+    assert f"tse: error: {name}: no such folder" in capsys.readouterr().err
 
 
 def test_too_few_speakers_leave_the_model_as_it_is(tmp_path, prepared, monkeypatch):
