@@ -139,11 +139,77 @@ def test_bad_source_stops_the_workers_and_keeps_what_is_done(own_corpus, tmp_pat
         render(own_corpus, folder, n_processes=2)
     assert str(spoiled) in str(caught.value)
     kept = modification_times(folder)
-    assert len(kept) >= 3 and all(path.suffix == ".wav" for path in kept)
+    assert len(kept) > 3
+    assert {path.suffix for path in kept} == {".wav", ".sha256"}
     spoiled.write_bytes(good)
     render(own_corpus, folder)
     assert kept.items() <= modification_times(folder).items()
     assert len(list((folder / "mix_clean").iterdir())) == 12
+
+
+def _softer(row):
+    return row._replace(gains=[gain / 10 for gain in row.gains])
+
+
+def _from_other_files(row):
+    return row._replace(paths=[path.replace("/7/", "/8/") for path in row.paths])
+
+
+def render_rows(rows, corpus, folder):
+    """Renders rows, in this process."""
+    render_subset(rows, corpus.librispeech_folder, folder, n_processes=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: [_softer(row) for row in rows],
+        lambda rows: [*rows[:-1], _softer(rows[-1])],
+        lambda rows: [*rows[:-1], _from_other_files(rows[-1])],
+        lambda rows: rows[:-1],
+    ],
+)
+def test_audio_of_other_metadata_is_not_reused(corpus, tmp_path, change):
+    rows = render(corpus, tmp_path / "out")
+    before = modification_times(tmp_path)
+    with pytest.raises(DataError, match=r"other metadata.*prepared_folder") as caught:
+        render_rows(change(rows), corpus, tmp_path / "out")
+    assert str(tmp_path / "out") in str(caught.value)
+    assert modification_times(tmp_path) == before
+
+
+def test_interrupted_rendering_does_not_go_on_with_other_metadata(corpus, tmp_path):
+    rows = read_metadata(corpus.metadata_file("dev-clean"))
+    with pytest.raises(AudioError):
+        render_rows([*rows[:-1], _from_other_files(rows[-1])], corpus, tmp_path)
+    assert len(list((tmp_path / "mix_clean").iterdir())) == 11
+    with pytest.raises(DataError, match="other metadata"):
+        render_rows(rows, corpus, tmp_path)
+
+
+def test_moved_librispeech_and_sorted_metadata_are_not_other_ones(own_corpus, tmp_path):
+    rows = render(own_corpus, tmp_path / "out")
+    before = modification_times(tmp_path / "out")
+    moved = own_corpus._replace(librispeech_folder=tmp_path / "moved")
+    own_corpus.librispeech_folder.rename(moved.librispeech_folder)
+    render(moved, tmp_path / "out")
+    render_rows(rows[::-1], moved, tmp_path / "out")
+    assert modification_times(tmp_path / "out") == before
+
+
+def test_audio_without_a_record_is_taken_as_made_from_the_first_metadata(
+    corpus, tmp_path
+):
+    rows = render(corpus, tmp_path)
+    (record,) = tmp_path.glob("*.sha256")
+    recorded = record.read_text()
+    record.unlink()
+    before = modification_times(tmp_path)
+    render_rows(rows, corpus, tmp_path)
+    assert record.read_text() == recorded
+    assert before.items() <= modification_times(tmp_path).items()
+    with pytest.raises(DataError, match="other metadata"):
+        render_rows(rows[1:], corpus, tmp_path)
 
 
 @pytest.mark.parametrize(

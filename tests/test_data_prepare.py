@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_corpus
+from conftest import read_table, write_corpus, write_table
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_peer.data.audio import audio_length, write_audio
@@ -154,6 +154,7 @@ def test_bad_generated_folder_is_named(generated, tmp_path, spoil, named, reason
         ({"data_folder": "x", "subsets": ["train"]}, "'train' is not one of train-100"),
         ({"data_folder": "x", "sample_rate": 44100}, "44100 is not one of 8000, 16000"),
         ({"data_folder": "x", "peers": "on"}, "'on' is not one of off, listed, drawn"),
+        ({"data_folder": "x", "seed": -3}, "seed: -3 is negative; give 0 or more"),
     ],
 )
 def test_wrong_arguments_are_explained(tmp_path, given, reason):
@@ -174,6 +175,22 @@ def test_mistakes_show_before_anything_is_rendered(own_corpus, tmp_path):
             enrollment_maps={"dev": tmp_path / "map"},
         )
     assert not list((tmp_path / "out").rglob("*.wav"))
+
+
+def test_changed_gains_show_before_anything_is_rendered(own_corpus, tmp_path):
+    out = tmp_path / "out"
+    prepare_librimix(out, **own_corpus._asdict(), subsets=["dev"])
+    path = own_corpus.metadata_file("dev-clean")
+    rows = read_table(path)
+    changed = [
+        {**row, "source_2_gain": float(row["source_2_gain"]) / 10} for row in rows
+    ]
+    write_table(path, changed)
+    with pytest.raises(DataError, match=r"wav8k/min/dev: .* other metadata"):
+        prepare_librimix(out, **own_corpus._asdict(), subsets=["train-100", "dev"])
+    assert not (out / "wav8k" / "min" / "train-100").exists()
+    shutil.rmtree(out / "wav8k" / "min" / "dev")
+    prepare_librimix(out, **own_corpus._asdict(), subsets=["train-100", "dev"])
 
 
 def test_speaker_without_enrollment_is_listed(tmp_path):

@@ -35,7 +35,7 @@ def parse_arguments():
     add("--peers", default="off", choices=["off", "listed", "drawn"])
     add("--peer_interferer", default="any", choices=["any", "same"])
     add("--enrollment_maps", help="folder of enrollment maps; drawn if left out")
-    add("--seed", type=int, default=1234, help="of drawn maps and listed peers")
+    add("--seed", type=int, default=1234, help="of drawn maps and peers, 0 or more")
     add("--n_processes", type=int, help="that render; all CPUs if left out")
     return parser.parse_args()
 

@@ -4,6 +4,8 @@ Kept free of torch and SpeechBrain: every rendering process imports this file.
 """
 
 import csv
+import hashlib
+import json
 import math
 import multiprocessing
 import os
@@ -20,10 +22,11 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from speechbrain_peer.data.audio import read_audio, write_audio
-from speechbrain_peer.data.files import DataError
+from speechbrain_peer.data.files import DataError, whole_file
 from speechbrain_peer.data.layout import SUBSETS, utterance_ids, wav_names
 
 LIBRISPEECH_RATE = 16000
+RECORD = "metadata.sha256"  # what it is rendered from, in every subset's folder
 
 
 class MetadataRow(NamedTuple):
@@ -119,13 +122,36 @@ def check_sources(rows, librispeech_folder):
         )
 
 
+def check_rendered(rows, folder):
+    """Raises DataError if a subset's folder was rendered from other metadata.
+
+    The names of its files cannot tell, as gains and source paths are not in them.
+    The speech itself is not compared: other recordings under equal paths go unnoticed.
+
+    Arguments
+    ---------
+    rows : list of MetadataRow
+        The mixtures.
+    folder : str or Path
+        The subset's folder; it may be empty or absent.
+    """
+    record = Path(folder, RECORD)
+    if record.exists() and record.read_text(encoding="utf-8") != _fingerprint(rows):
+        raise DataError(
+            f"{folder}: its rendering began from other metadata (other mixtures, "
+            "source paths or gains); give another --prepared_folder (--output_folder "
+            "of prepare_librimix.py), or delete this folder to render it anew"
+        )
+
+
 def render_subset(
     rows, librispeech_folder, folder, sample_rate=8000, mode="min", n_processes=None
 ):
     """Renders mix_clean, s1, s2 ... of a subset, sample for sample as LibriMix does.
 
     Mixtures whose files are all there are not rendered again, so an interrupted run
-    goes on where it stopped.
+    goes on where it stopped. A folder of other metadata is an error; see
+    `check_rendered`.
 
     Arguments
     ---------
@@ -143,6 +169,8 @@ def render_subset(
         How many processes render; as many as CPUs and work allow if None.
         1 renders in this process.
     """
+    check_rendered(rows, folder)
+    _record_metadata(rows, folder)
     done = _finished_mixtures(folder, n_sources=len(rows[0].paths))
     todo = [row for row in rows if row.mixture_id not in done]
     if not todo:
@@ -162,6 +190,24 @@ def render_subset(
             render(row)
     else:
         _render_in_processes(render, todo, n_processes, progress)
+
+
+def _record_metadata(rows, folder):
+    """Writes what a subset is rendered from, before any of its audio."""
+    record = Path(folder, RECORD)
+    if record.exists():
+        return
+    # There may be audio all the same, rendered before records were kept. What it was
+    # made from cannot be told any more: it is taken as made from these rows.
+    with whole_file(record) as temporary:
+        temporary.write_text(_fingerprint(rows), encoding="utf-8")
+
+
+def _fingerprint(rows):
+    """The SHA-256 of all in the metadata that is heard, in whatever order."""
+    # Source paths start below LibriSpeech's folder, so that this one may move.
+    heard = sorted((row.mixture_id, row.paths, row.gains) for row in rows)
+    return hashlib.sha256(json.dumps(heard).encode()).hexdigest()
 
 
 def _render_in_processes(render, rows, n_processes, progress):

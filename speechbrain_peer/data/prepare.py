@@ -17,6 +17,7 @@ from speechbrain_peer.data.enrollments import (
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.layout import SUBSETS, scan_subset, subset_path
 from speechbrain_peer.data.librimix import (
+    check_rendered,
     check_sources,
     find_metadata,
     read_metadata,
@@ -79,7 +80,8 @@ def prepare_librimix(
     <output_folder>/wav8k/min/<subset>/{mix_clean,s1,s2}. Manifests, enrollment maps
     and listed peers go to <output_folder>/manifests/wav8k_min_first (the rate, mode
     and targets in use). They are written anew by every call, audio only once, so an
-    interrupted preparation goes on where it stopped.
+    interrupted preparation goes on where it stopped. Metadata that has changed since
+    needs another output_folder.
 
     Arguments
     ---------
@@ -111,8 +113,8 @@ def prepare_librimix(
     chunk_seconds : float
         Length of training segments, to tell how many mixtures are shorter.
     seed : int
-        Of drawn maps and listed peers. Keep it when the seed of a training changes,
-        as otherwise the test set changes too.
+        Of drawn maps and listed peers, 0 or more. Keep it when the seed of a training
+        changes, as otherwise the test set changes too.
     n_processes : int, optional
         How many processes render; as many as CPUs and work allow if None.
 
@@ -134,6 +136,8 @@ def prepare_librimix(
         peers=[peers],
         peer_interferer=[peer_interferer],
     )
+    if seed < 0:
+        raise DataError(f"seed: {seed} is negative; give 0 or more")
     _check_folders(data_folder, librispeech_folder, librimix_metadata)
 
     folders = {name: subset_path(name, sample_rate, mode) for name in subsets}
@@ -244,6 +248,9 @@ def _read_metadata(librimix_metadata, librispeech_folder, subsets):
 
 def _render_subsets(metadata, librispeech_folder, folders, options):
     """Renders the subsets; returns what `scan_subset` would of each."""
+    # All are checked before any of them is rendered, which may take an hour.
+    for name, rows in metadata.items():
+        check_rendered(rows, folders[name])
     mixtures = {}
     for name, rows in metadata.items():
         render_subset(rows, librispeech_folder, folders[name], **options)
