@@ -1,5 +1,6 @@
 """Extraction of one talker from mixtures with a trained model."""
 
+import functools
 import io
 import os
 
@@ -11,6 +12,7 @@ from speechbrain_peer.inference_inputs import (
     check_embeddings,
     check_enrollments,
     check_waveforms,
+    find_embedding_size,
 )
 from speechbrain_peer.loading import HPARAMS_FILE, load_model
 from speechbrain_peer.peer_learning import embed, extract
@@ -230,7 +232,7 @@ class TargetSpeechExtraction(Pretrained):
         )
         if embeddings is None:
             embeddings = self.encode_speaker(enrollments, enrollment_lens)
-        embeddings = check_embeddings(embeddings, len(mixtures), self._device())
+        embeddings = self._checked(embeddings, len(mixtures))
         with self.inference_ctx:
             estimates = extract(self.mods, mixtures, embeddings, mixture_lens)
         return match_level(estimates.float(), mixtures, mixture_lens)
@@ -262,16 +264,18 @@ class TargetSpeechExtraction(Pretrained):
         Raises
         ------
         ValueError
-            If the model has not been calibrated.
+            If the model has not been calibrated, or the embeddings are not one for
+            each estimate, of another size, or not finite.
         """
         if not self.tells_match:
             raise ValueError(
                 "The model tells no match score: calibrate it (`tse calibrate`)"
             )
         estimates, lens = check_waveforms("estimates", estimates, lens, self._device())
+        embeddings = self._checked(embeddings, len(estimates), "estimates")
         with self.inference_ctx:
             heard = embed(self.mods, estimates, lens)
-            scores = self.mods.match_scorer(embeddings.to(estimates), heard)
+            scores = self.mods.match_scorer(embeddings, heard)
         return scores * estimates.any(1)
 
     def forward(self, *args, **kwargs):
@@ -339,7 +343,7 @@ class TargetSpeechExtraction(Pretrained):
             encoding = choose_encoding(output_path, mixture, n_channels)
         if embedding is None:
             embedding = self.encode_speaker_files(enrollment_paths)
-        embedding = check_embeddings(embedding.reshape(1, -1), 1, self._device())
+        embedding = self._checked(torch.atleast_2d(embedding), 1)
         work = (self.mods, mixture, embedding, n_channels, self.hparams.sample_rate)
         if output_path is None:
             with self.inference_ctx:
@@ -370,6 +374,14 @@ class TargetSpeechExtraction(Pretrained):
             return self.encode_speaker(waveform)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def _checked(self, embeddings, count, name="mixtures"):
+        shape = (count, self._embedding_size)
+        return check_embeddings(embeddings, shape, next(self.mods.parameters()), name)
+
+    @functools.cached_property
+    def _embedding_size(self):
+        return find_embedding_size(self.mods, self.hparams.sample_rate)
 
     def _device(self):
         # Not self.device, which does not follow .to().

@@ -1,7 +1,10 @@
 """What inference accepts: clear errors instead of NaN and silent nonsense."""
 
+import copy
+
 import torch
 
+from speechbrain_peer.peer_learning import embed
 from speechbrain_peer.signal import sample_mask
 
 # Below this, in seconds, there is no voice to recognize.
@@ -86,17 +89,19 @@ def check_enrollments(enrollments, lens, sample_rate):
         raise ValueError(f"The enrollment is silent{where}")
 
 
-def check_embeddings(embeddings, n_mixtures, device):
+def check_embeddings(embeddings, shape, weight, name="mixtures"):
     """Checks embeddings and moves them to the model.
 
     Arguments
     ---------
     embeddings : torch.Tensor
         (batch, embedding).
-    n_mixtures : int
-        The batch size they must have.
-    device : torch.device
-        Where the model is.
+    shape : tuple of int
+        The batch size and embedding size they must have.
+    weight : torch.Tensor
+        One of the model, whose device and type they get.
+    name : str
+        What they are for, for errors.
 
     Returns
     -------
@@ -106,15 +111,40 @@ def check_embeddings(embeddings, n_mixtures, device):
     Raises
     ------
     ValueError
-        If they are not one for each mixture, or not finite.
+        If they are not one for each mixture, of another size, or not finite.
     """
-    if embeddings.dim() != 2 or len(embeddings) != n_mixtures:
+    if embeddings.shape != shape:
         raise ValueError(
-            f"{n_mixtures} mixtures need as many enrollments or embeddings, but the "
-            f"embeddings have shape {tuple(embeddings.shape)}"
+            f"Give as many enrollments or embeddings as {name}: embeddings must have "
+            f"shape {tuple(shape)}, but have {tuple(embeddings.shape)}"
         )
     _check_finite("embeddings", embeddings)
-    return embeddings.to(device)
+    return embeddings.to(weight)
+
+
+@torch.no_grad()
+def find_embedding_size(modules, sample_rate):
+    """Tells how large a model's embeddings are, whatever its speaker network is.
+
+    Arguments
+    ---------
+    modules : mapping of str to torch.nn.Module
+        The stages.
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    int
+    """
+    # Of a copy: statistics that a layer keeps while it is trained must not change.
+    stages = {
+        name: copy.deepcopy(modules[name]).eval()
+        for name in ("encoder", "speaker_encoder")
+    }
+    weight = next(stages["speaker_encoder"].parameters())
+    length = round(SHORTEST_ENROLLMENT * sample_rate)
+    return embed(stages, torch.ones(1, length).to(weight)).shape[1]
 
 
 def _check_finite(name, batch):

@@ -24,6 +24,19 @@ logger = get_logger(__name__)
 BLOCK = 1 << 16
 """Samples that are read at once."""
 
+ALIASES = {
+    ".aif": ("AIFF", None),
+    ".aifc": ("AIFF", None),
+    ".bwf": ("WAV", None),
+    ".oga": ("OGG", None),
+    ".opus": ("OGG", "OPUS"),
+    ".snd": ("AU", None),
+    ".sph": ("NIST", None),
+    ".wave": ("WAV", None),
+}
+"""Format and encoding by suffix, where the suffix is not the format's name in
+soundfile; None stands for the format's usual encoding."""
+
 UNLIMITED = ("FLOAT", "DOUBLE")
 LOSSLESS = ("PCM_16", "PCM_24", "PCM_32", *UNLIMITED)
 
@@ -76,6 +89,30 @@ class Recording(NamedTuple):
         """Yields float32 blocks, (samples, channels)."""
         with _opened(self.path) as file:
             yield from _blocks(file, self.path)
+
+
+def audio_suffixes():
+    """Tells which suffixes files of audio may have.
+
+    Returns
+    -------
+    dict
+        Format and usual encoding, as soundfile names them, by lower-case suffix.
+
+    Example
+    -------
+    >>> audio_suffixes()[".opus"], audio_suffixes()[".aif"]
+    (('OGG', 'OPUS'), ('AIFF', 'PCM_16'))
+    """
+    # A RAW file would not tell its rate.
+    formats = soundfile.available_formats().keys() - {"RAW"}
+    table = {f".{name.lower()}": (name, None) for name in formats} | ALIASES
+    return {
+        suffix: (format, subtype or soundfile.default_subtype(format))
+        for suffix, (format, subtype) in table.items()
+        # Older builds of libsndfile have fewer.
+        if format in formats and soundfile.check_format(format, subtype)
+    }
 
 
 def read_start(path, seconds):
@@ -218,7 +255,7 @@ def check_output(path, inputs):
     AudioError
         If the suffix is of no audio format, or `path` is an input or a folder.
     """
-    _format_of(path)
+    _usual_encoding(path)
     if os.path.isdir(path):
         raise AudioError(f"{path}: is a folder; give the name of a file")
     for file in inputs:
@@ -254,9 +291,9 @@ def choose_encoding(path, recording, channels):
     AudioError
         If the format has not this rate or number of channels.
     """
-    format, subtype = _format_of(path), recording.subtype
+    (format, usual), subtype = _usual_encoding(path), recording.subtype
     if subtype not in LOSSLESS or not soundfile.check_format(format, subtype):
-        subtype = soundfile.default_subtype(format)
+        subtype = usual
     # A WAV header counts up to 4 GiB; RF64 is the same with more digits.
     size = recording.length * channels * (8 if subtype == "DOUBLE" else 4)
     if format == "WAV" and size > (1 << 32) - BLOCK:
@@ -372,13 +409,13 @@ def _blocks(file, path):
         raise AudioError(f"{path}: has no samples")
 
 
-def _format_of(path):
-    format = Path(path).suffix[1:].upper()
-    # A RAW file would not tell its rate.
-    known = soundfile.available_formats().keys() - {"RAW"}
-    if format not in known:
+def _usual_encoding(path):
+    """Format and encoding that the suffix of a file to write stands for."""
+    known = audio_suffixes()
+    suffix = Path(path).suffix.lower()
+    if suffix not in known:
         raise AudioError(
             f"{path}: no audio format has this suffix; use one of "
-            f"{', '.join(f'.{name.lower()}' for name in sorted(known))}"
+            f"{', '.join(sorted(known))}"
         )
-    return format
+    return known[suffix]

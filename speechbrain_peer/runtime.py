@@ -1,7 +1,9 @@
-"""What commands set for their own process at start; importing sets nothing."""
+"""What commands set and check at start; importing sets nothing."""
 
 import ctypes
 import ctypes.util
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEEP = 2**31 - 1  # bytes, the most an int holds
@@ -18,3 +20,35 @@ def keep_freed_memory():
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, _KEEP)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP)
+
+
+def check_device(device):
+    """Refuses, before any work, a device that does not compute here.
+
+    Arguments
+    ---------
+    device : str
+        What `--device` says.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device; the message is one line.
+
+    Example
+    -------
+    >>> check_device("cpu")
+    >>> check_device("gpu")
+    Traceback (most recent call last):
+        ...
+    ValueError: --device gpu: PyTorch has no such device here (...); ...
+    """
+    try:
+        torch.zeros(1, device=device).item()
+    # Which error it is depends on the device and on how PyTorch was built.
+    except Exception as error:
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise ValueError(
+            f"--device {device}: PyTorch has no such device here ({reason}); leave it "
+            "out to use the CPU, or give one such as cuda:0"
+        ) from error

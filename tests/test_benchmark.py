@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+from speechbrain_peer.benchmark import recordings
 from speechbrain_peer.benchmark.report import Table
 from speechbrain_peer.benchmark.separators import (
     OurSeparator,
@@ -67,6 +70,21 @@ def test_a_wrong_manifest_ends_in_one_line(tmp_path):
     assert done.returncode == 1
     assert "none.json" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures on Linux only")
+def test_recordings_that_cannot_be_measured_end_in_one_line(tmp_path, capsys):
+    speech, absent = str(tmp_path / "speech.wav"), str(tmp_path / "absent.wav")
+    soundfile.write(speech, 0.1 * np.random.default_rng(0).standard_normal(8000), 8000)
+    for arguments, message in (
+        (("small-8k", speech, speech, absent), "absent.wav: no such file"),
+        (("small-8k", absent, speech), "absent.wav: no such file"),
+        (("no model", speech, speech), "error: no model: no such folder"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            recordings.main(arguments)
+        assert message in ended.value.code and "\n" not in ended.value.code
+    assert not capsys.readouterr().err
 
 
 def test_ratios_are_to_the_first_row():

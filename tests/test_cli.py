@@ -65,6 +65,33 @@ def test_a_folder_keeps_names_apart_and_goes_on_after_an_error(
     assert "lies in the folder of recordings" in capsys.readouterr().err
 
 
+def test_a_folder_gives_all_that_can_be_read_and_tells_the_rest(
+    model, enrollments, tmp_path, capsys
+):
+    folder, output = tmp_path / "mixtures", tmp_path / "out"
+    write_noise(folder / "a.wav", 0.5, seed=3)
+    noise, _ = soundfile.read(folder / "a.wav")
+    soundfile.write(folder / "b.opus", noise, RATE, format="OGG", subtype="OPUS")
+    soundfile.write(folder / "c.AIF", noise, RATE, format="AIFF")
+    for number in range(12):
+        (folder / f"notes {number:02}.txt").write_text("no audio")
+    arguments = ["extract", str(folder), "-m", model, "-e", *enrollments]
+    assert main([*arguments, "-o", str(output)]) == 0
+    kinds = {path.name: soundfile.info(path).subtype for path in output.iterdir()}
+    assert kinds == {"a.wav": "PCM_16", "b.opus": "OPUS", "c.AIF": "PCM_16"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tse: skipped as not audio: notes 00.txt, notes 01.txt,")
+    assert line.endswith("notes 09.txt and 2 more")
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_told_first(device, capsys):
+    arguments = ["extract", "absent.wav", "-e", "absent.wav", "-o", "out.wav"]
+    assert main([*arguments, "--device", device]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tse: error: --device {device}: PyTorch has no such device")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

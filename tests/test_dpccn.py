@@ -46,9 +46,15 @@ needs_compiler = pytest.mark.skipif(
 PATHS = [pytest.param(elu_norm, marks=needs_compiler), plain_elu_norm]
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """The recipe's checkpointer makes a folder where it is loaded."""
+    monkeypatch.chdir(tmp_path)
+
+
 def build(exchange="better", **overrides):
     """The modules of the recipe; tiny unless sizes are given."""
-    overrides = {"exchange": exchange, "results_folder": "unused"} | overrides
+    overrides = {"exchange": exchange, "results_folder": "results"} | overrides
     text = RECIPE.read_text(encoding="utf-8")
     return torch.nn.ModuleDict(load_hyperpyyaml(text, overrides)["modules"])
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tiny_model import export
 
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.data.manifests import read_manifest, write_manifest
 from speechbrain_peer.evaluation import __main__ as command
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.long_files import compare_chunks, join_trials
@@ -40,6 +42,14 @@ def test_a_trial_is_the_manifest_s_item(trials, prepared):
     assert len(slow[0].mixture) == math.ceil(len(trials[0].mixture) / 2)
     few = read_trials(prepared.manifests["test"], prepared.data_root, RATE, most=5)
     assert [trial.id for trial in few] == [trial.id for trial in trials[::3]]
+
+
+def test_a_training_manifest_is_no_test_set(prepared, tmp_path):
+    with pytest.raises(DataError, match=r"train-100\.json: has no .* dev or test"):
+        read_trials(prepared.manifests["train-100"], prepared.data_root, RATE)
+    write_manifest(tmp_path / "empty.json", {})
+    with pytest.raises(DataError, match=r"empty\.json: has no enrollments"):
+        read_trials(tmp_path / "empty.json", prepared.data_root, RATE)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25, 0.0])
@@ -94,6 +104,14 @@ def test_error_rates():
     assert rates["equal_error"] == pytest.approx(1 / 3)
 
 
+def test_rates_of_no_estimates_are_none():
+    right, wrong = ({"match": 0.9, "wrong_speaker": w} for w in (False, True))
+    rates = error_rates([right], [{"match": 0.2}])
+    assert (rates["missed"], rates["wrong_speaker"], rates["wrongs"]) == (0, None, 0)
+    rates = error_rates([wrong], [])
+    assert (rates["missed"], rates["absent"], rates["equal_error"]) == (None,) * 3
+
+
 def test_joined_recordings_hold_one_target_and_add_up(trials):
     recordings = join_trials(trials, seconds=1.0, sample_rate=RATE)
     assert recordings
@@ -130,6 +148,45 @@ def test_the_command_writes_tables(tmp_path, prepared, capsys, monkeypatch):
     assert result["conditions"]["as they are"]["items"] == 12
     assert result["match"]["rights"] + result["match"]["wrongs"] == 12
     assert result["chunks"]["recordings"] > 1
+
+
+def speakers_of(row):
+    """The speakers in a row of a manifest."""
+    return {source["speaker"] for source in (row["target"], *row["interferers"])}
+
+
+def strict_json(text):
+    """Reads JSON without what only Python takes for it."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_what_two_speakers_cannot_give_is_left_out(tmp_path, prepared, capsys):
+    rows = read_manifest(prepared.manifests["test"])
+    two = speakers_of(next(iter(rows.values())))
+    rows = {item: row for item, row in rows.items() if speakers_of(row) == two}
+    write_manifest(tmp_path / "two.json", rows)
+    export(tmp_path / "model")
+    calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
+    arguments = [tmp_path / "model", tmp_path / "two.json", "--output"]
+    arguments += [tmp_path / "out", "--data_root", prepared.data_root]
+    command.main(list(map(str, arguments)))
+    result = strict_json((tmp_path / "out/evaluation.json").read_text())
+    assert result["left_out"].keys() == {"a third talker", "absent target"}
+    assert len(result["conditions"]) == 8
+    assert result["match"]["absent"] is None
+    text = capsys.readouterr().out
+    assert "Left out: a third talker (no interferer is absent from mixture" in text
+    assert " - of those with the enrollment of somebody absent" in text
+
+
+def test_a_device_that_is_not_there_is_told(prepared):
+    arguments = ["small-8k", str(prepared.manifests["test"]), "--device", "gpu"]
+    with pytest.raises(SystemExit, match="--device gpu: PyTorch has no such device"):
+        command.main(arguments)
 
 
 def test_a_wrong_model_is_told(tmp_path, prepared):

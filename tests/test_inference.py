@@ -1,5 +1,6 @@
 """Extraction from tensors and files with an exported model."""
 
+import copy
 import os
 
 import numpy as np
@@ -11,6 +12,8 @@ from tiny_model import SAMPLE_RATE, export
 
 from speechbrain_peer.data.audio import AudioError
 from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.inference_inputs import find_embedding_size
+from speechbrain_peer.nnet.spex_plus import MultiScaleEncoder, SpeakerEncoder
 from speechbrain_peer.peer_learning import extract
 from speechbrain_peer.recordings import Recording, choose_encoding, write_blocks
 from speechbrain_peer.signal import match_level
@@ -88,6 +91,31 @@ def test_embeddings_stand_for_enrollments(model):
     )
 
 
+def test_embeddings_get_the_type_of_the_model(model, audio):
+    embedding = model.encode_speaker(noise(1, 4000, seed=1))
+    mixtures = noise(1, 3000)
+    torch.testing.assert_close(
+        model.extract_batch(mixtures, embeddings=embedding.double()),
+        model.extract_batch(mixtures, embeddings=embedding),
+    )
+    torch.testing.assert_close(
+        model.extract_file(audio[0], embedding=embedding.double()),
+        model.extract_file(audio[0], embedding=embedding),
+    )
+
+
+def test_a_size_is_found_without_training_the_speaker_network():
+    """Batch norm counts what it hears."""
+    speaker_encoder = SpeakerEncoder(48, channels=8, embedding_size=4).train()
+    encoder = MultiScaleEncoder(16, kernel_sizes=[20, 80, 160], stride=10)
+    modules = {"encoder": encoder, "speaker_encoder": speaker_encoder}
+    before = copy.deepcopy(speaker_encoder.state_dict())
+    assert find_embedding_size(modules, SAMPLE_RATE) == 4
+    for name, value in speaker_encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert speaker_encoder.training
+
+
 def test_padded_items_give_what_they_give_alone(model):
     lengths, enrollment_lengths = [8000, 5003, 2500], [6000, 9000, 2001]
     # What is in the padding must not matter.
@@ -159,11 +187,12 @@ NAN = torch.full((1, 3000), float("nan"))
     [
         ({"enrollments": None}, "either enrollments or embeddings"),
         ({"embeddings": torch.ones(2, 16)}, "either enrollments or embeddings"),
-        ({"enrollments": noise(1, 3000)}, "2 mixtures need as many"),
-        ({"enrollments": noise(3, 3000)}, "2 mixtures need as many"),
-        ({"enrollments": None, "embeddings": torch.ones(3, 16)}, "2 mixtures need"),
-        ({"enrollments": None, "embeddings": torch.ones(16)}, "2 mixtures need"),
-        ({"enrollments": None, "embeddings": NAN.expand(2, -1)}, "embeddings hold NaN"),
+        ({"enrollments": noise(1, 3000)}, "as many enrollments"),
+        ({"enrollments": noise(3, 3000)}, "as many enrollments"),
+        ({"enrollments": None, "embeddings": torch.ones(3, 16)}, r"\(2, 16\).*\(3, 16"),
+        ({"enrollments": None, "embeddings": torch.ones(2, 3)}, r"\(2, 16\).*\(2, 3"),
+        ({"enrollments": None, "embeddings": torch.ones(16)}, "as many enrollments"),
+        ({"enrollments": None, "embeddings": NAN[:, :16].expand(2, -1)}, "hold NaN"),
         ({"mixtures": noise(3000)}, r"mixtures must be \(batch, time\).*\(3000,\)"),
         ({"mixtures": noise(2, 0)}, r"mixtures must be \(batch, time\)"),
         ({"mixtures": torch.cat([noise(1, 3000), NAN])}, r"mixtures hold NaN.*\[1\]"),
@@ -273,13 +302,17 @@ def write_like(path, samples, subtype):
         ("FLOAT", ".flac", "PCM_16"),
         ("MPEG_LAYER_III", ".WAV", "PCM_16"),
         ("PCM_16", ".ogg", "VORBIS"),
+        ("PCM_16", ".oga", "VORBIS"),
+        ("PCM_16", ".opus", "OPUS"),
+        ("PCM_24", ".aif", "PCM_24"),
+        ("FLOAT", ".AIFC", "FLOAT"),
     ],
 )
 def test_the_encoding_of_the_mixture_is_kept(tmp_path, source, suffix, expected):
     path = tmp_path / f"out{suffix}"
     write_like(path, tones(8000), source)
     assert soundfile.info(path).subtype == expected
-    lossless = expected != "VORBIS"
+    lossless = expected not in ("VORBIS", "OPUS")
     np.testing.assert_allclose(read(path), tones(8000), atol=1e-4 if lossless else 0.1)
 
 
@@ -357,6 +390,12 @@ def test_enrollment_paths_or_embedding_not_both_nor_neither(model, audio):
         model.extract_file(*audio, embedding=torch.zeros(16))
     with pytest.raises(ValueError, match="enrollment_paths is empty"):
         model.extract_file(audio[0], [])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 16), (2, 8), (1, 1, 16)])
+def test_an_embedding_of_a_file_is_one_of_the_model_s_size(model, audio, shape):
+    with pytest.raises(ValueError, match=r"must have shape \(1, 16\)"):
+        model.extract_file(audio[0], embedding=torch.ones(shape))
 
 
 def test_real_speech_at_its_own_rate(model, mini_librimix, tmp_path):

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import soundfile
 
+from speechbrain_peer.data.files import DataError
+from speechbrain_peer.recordings import read_start
+
 # Runs in a process of its own, where nothing else has been in memory.
 _MEASURE = """
 import sys, time
@@ -46,19 +49,30 @@ def measure(model, enrollment, mixture):
 
     Raises
     ------
-    subprocess.CalledProcessError
+    DataError
         If the extraction fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["-e", enrollment, "-m", model, "-o", f"{folder}/estimate.wav"]
         process = subprocess.run(
             [sys.executable, "-c", _MEASURE, "extract", mixture, *arguments],
-            stdout=subprocess.PIPE,
+            capture_output=True,
             text=True,
-            check=True,
+            check=False,
         )
+    if process.returncode:
+        raise DataError(_reason(process, mixture))
+    sys.stderr.write(process.stderr)
     megabytes, seconds = map(float, process.stdout.split()[-2:])
     return megabytes, seconds
+
+
+def _reason(process, mixture):
+    """Why an extraction failed: what it said last, which a killed one did not."""
+    said = process.stderr.splitlines()
+    if process.returncode < 0 or not said:
+        return f"{mixture}: the extraction ended with code {process.returncode}"
+    return said[-1].removeprefix("tse: error: ")
 
 
 def main(arguments=None):
@@ -70,11 +84,31 @@ def main(arguments=None):
         parser.add_argument(name)
     parser.add_argument("mixtures", nargs="+")
     options = parser.parse_args(arguments)
+    try:
+        for path in (options.enrollment, *options.mixtures):
+            read_start(path, 0)  # tells in one line what is wrong, before any work
+        measure_all(options.model, options.enrollment, options.mixtures)
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def measure_all(model, enrollment, mixtures):
+    """Prints the table, row by row.
+
+    Arguments
+    ---------
+    model : str
+        Folder of a model.
+    enrollment : str
+        Audio file.
+    mixtures : list of str
+        Audio files.
+    """
     print("| recording | minutes | Hz | channels | peak above import (MiB) | RTF |")
     print("|---|---:|---:|---:|---:|---:|")
-    for mixture in options.mixtures:
+    for mixture in mixtures:
         audio = soundfile.info(mixture)
-        megabytes, seconds = measure(options.model, options.enrollment, mixture)
+        megabytes, seconds = measure(model, enrollment, mixture)
         print(
             f"| {Path(mixture).name} | {audio.duration / 60:.1f} | {audio.samplerate} "
             f"| {audio.channels} | {megabytes:.0f} | {seconds / audio.duration:.4f} |",

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from speechbrain_peer.cli import calibrate, demo, export, extract, info
+from speechbrain_peer.runtime import check_device
 
 COMMANDS = {
     "extract": extract,
@@ -35,6 +36,8 @@ def main(arguments=None):
     """
     options = parse_arguments(arguments)
     try:
+        if "device" in options:
+            check_device(options.device)
         return COMMANDS[options.command].run(options)
     except (ValueError, OSError) as error:
         print(f"tse: error: {error}", file=sys.stderr)

@@ -4,13 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-import soundfile
-
 from speechbrain_peer.cli import add_model_options
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.recordings import check_output
+from speechbrain_peer.recordings import audio_suffixes, check_output
 from speechbrain_peer.runtime import keep_freed_memory
+
+MOST_NAMED = 10
+"""Files of which a message gives the names."""
 
 
 def add_arguments(parser):
@@ -61,7 +62,7 @@ def run(options):
 
 
 def list_files(mixture, output):
-    """Pairs every recording with the file to write.
+    """Pairs every recording with the file to write; tells which files are none.
 
     Arguments
     ---------
@@ -84,14 +85,26 @@ def list_files(mixture, output):
         return [(mixture, output)]
     if output.resolve().is_relative_to(mixture.resolve()):
         raise DataError(f"{output}: lies in the folder of recordings; choose another")
-    formats = soundfile.available_formats().keys() - {"RAW"}
-    endings = {f".{name.lower()}" for name in formats}
-    files = [
-        Path(folder, name)
+    names = sorted(
+        Path(folder, name).relative_to(mixture)
         for folder, _, names in os.walk(mixture)
-        for name in sorted(names)
-        if Path(name).suffix.lower() in endings
-    ]
-    if not files:
+        for name in names
+    )
+    known = audio_suffixes()
+    others = [name for name in names if name.suffix.lower() not in known]
+    if len(others) == len(names):
         raise DataError(f"{mixture}: holds no audio files")
-    return [(file, output / file.relative_to(mixture)) for file in sorted(files)]
+    if others:
+        print(f"tse: skipped as not audio: {_listed(others)}", file=sys.stderr)
+    return [
+        (mixture / name, output / name)
+        for name in names
+        if name.suffix.lower() in known
+    ]
+
+
+def _listed(names):
+    """The first names of a list, and how many more there are."""
+    text = ", ".join(map(str, names[:MOST_NAMED]))
+    more = len(names) - MOST_NAMED
+    return f"{text} and {more} more" if more > 0 else text

@@ -2,11 +2,8 @@
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from speechbrain_peer.data.files import DataError, whole_file
 from speechbrain_peer.evaluation.long_files import (
@@ -14,8 +11,13 @@ from speechbrain_peer.evaluation.long_files import (
     compare_chunks,
     join_trials,
 )
-from speechbrain_peer.evaluation.scores import error_rates, score_trials
+from speechbrain_peer.evaluation.scores import (
+    error_rates,
+    mean_or_none,
+    score_trials,
+)
 from speechbrain_peer.evaluation.trials import (
+    TooFewSpeakers,
     absent_target,
     partial_overlap,
     pink_noise,
@@ -24,7 +26,10 @@ from speechbrain_peer.evaluation.trials import (
     vary,
 )
 from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.runtime import keep_freed_memory
+from speechbrain_peer.runtime import check_device, keep_freed_memory
+
+# Conditions that are told apart from the others.
+UNCHANGED, ABSENT = "as they are", "absent target"
 
 
 def parse_arguments(arguments=None):
@@ -43,26 +48,25 @@ def parse_arguments(arguments=None):
 
 
 def conditions(trials):
-    """Variations of a test set by name."""
-    yield "as they are", trials
+    """Conditions by name, with the variation that makes them; the unchanged first."""
+    yield UNCHANGED, lambda trial, rng: trial
     for share in (0.75, 0.5, 0.25, 0.0):
-        yield f"{share:.0%} overlap", vary(trials, partial_overlap(share))
-    yield "a third talker", vary(trials, third_talker(trials))
+        yield f"{share:.0%} overlap", partial_overlap(share)
+    yield "a third talker", third_talker(trials)
     for snr in (20, 10, 0):
-        yield f"pink noise at {snr} dB", vary(trials, pink_noise(snr))
+        yield f"pink noise at {snr} dB", pink_noise(snr)
 
 
 def summarize(scores):
     """Means over trials, of those that have a value."""
-    improvements = np.array([score["si_sdri"] for score in scores])
-    has_match = not math.isnan(scores[0]["match"])
+    worse = [score["si_sdri"] < 0 for score in scores]
     return {
         "items": len(scores),
-        "si_sdr": float(np.nanmean([score["si_sdr"] for score in scores])),
-        "si_sdri": float(np.nanmean(improvements)),
+        "si_sdr": _mean(scores, "si_sdr"),
+        "si_sdri": _mean(scores, "si_sdri"),
         "wrong_speaker_percent": 100 * _mean(scores, "wrong_speaker"),
-        "worse_than_mixture_percent": 100 * float((improvements < 0).mean()),
-        "match": _mean(scores, "match") if has_match else None,
+        "worse_than_mixture_percent": 100 * mean_or_none(worse),
+        "match": _mean(scores, "match"),
     }
 
 
@@ -77,25 +81,50 @@ def evaluate(model, trials):
     Returns
     -------
     dict
-        `conditions`, `match` (error rates, None without a match score) and
-        `chunks` (None where no target talks for a minute).
+        `conditions`, `match` (error rates, None without a match score), `chunks`
+        (None where no target talks for a minute) and `left_out` (why, by name of
+        what the test set has too few speakers for).
     """
-    rows, present = {}, None
-    for name, varied in conditions(trials):
-        scores = score_trials(model, varied, name)
-        present = present or scores
-        rows[name] = summarize(scores)
-    rates = None
-    if model.tells_match:
-        absent = vary(trials, absent_target(trials))
-        rates = error_rates(present, score_trials(model, absent, "absent target"))
+    scores, left_out = score_conditions(model, trials)
+    absent = scores.pop(ABSENT, [])
+    rates = error_rates(scores[UNCHANGED], absent) if model.tells_match else None
+    rows = {name: summarize(of_condition) for name, of_condition in scores.items()}
     recordings = join_trials(trials, SECONDS, model.hparams.sample_rate)
     chunks = None
     if recordings:
-        scores = compare_chunks(model, recordings)
-        chunks = {name: _mean(scores, name) for name in scores[0]}
+        compared = compare_chunks(model, recordings)
+        chunks = {name: _mean(compared, name) for name in compared[0]}
         chunks["recordings"] = len(recordings)
-    return {"conditions": rows, "match": rates, "chunks": chunks}
+    return {"conditions": rows, "match": rates, "chunks": chunks, "left_out": left_out}
+
+
+def score_conditions(model, trials):
+    """Scores the conditions that the test set can give.
+
+    Arguments
+    ---------
+    model : TargetSpeechExtraction
+    trials : list of Trial
+
+    Returns
+    -------
+    scores : dict
+        Those of all trials, by condition; with a match score also of absent targets.
+    left_out : dict
+        Why there are none, by condition.
+    """
+    tried = dict(conditions(trials))
+    if model.tells_match:
+        tried[ABSENT] = absent_target(trials)
+    scores, left_out = {}, {}
+    for name, variation in tried.items():
+        try:
+            varied = vary(trials, variation)
+        except TooFewSpeakers as error:
+            left_out[name] = str(error)
+        else:
+            scores[name] = score_trials(model, varied, name)
+    return scores, left_out
 
 
 def markdown(result):
@@ -106,30 +135,47 @@ def markdown(result):
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["conditions"].items():
-        match = "-" if row["match"] is None else f"{row['match']:.2f}"
         lines.append(
-            f"| {name} | {row['items']} | {row['si_sdr']:.2f} | {row['si_sdri']:.2f} "
-            f"| {row['wrong_speaker_percent']:.1f} "
-            f"| {row['worse_than_mixture_percent']:.1f} | {match} |"
+            f"| {name} | {row['items']} | {_figure(row['si_sdr'], 2)} "
+            f"| {_figure(row['si_sdri'], 2)} | {row['wrong_speaker_percent']:.1f} "
+            f"| {row['worse_than_mixture_percent']:.1f} | {_figure(row['match'], 2)} |"
         )
-    rates, chunks = result["match"], result["chunks"]
-    if rates:
-        lines.append(
-            f"\nA match score below 0.5: {100 * rates['missed']:.1f} % of "
-            f"{rates['rights']} right estimates. Of 0.5 or more: "
-            f"{100 * rates['wrong_speaker']:.1f} % of {rates['wrongs']} estimates of "
-            f"the wrong speaker, {100 * rates['absent']:.1f} % of those with the "
-            "enrollment of somebody absent. Equal error rate "
-            f"{100 * rates['equal_error']:.1f} %."
-        )
-    if chunks:
-        lines.append(
-            f"\n{chunks['recordings']} recordings of {SECONDS} s, joined from the "
-            f"mixtures of one target: SI-SDR {chunks['whole']:.3f} dB extracted whole, "
-            f"{chunks['chunks']:.3f} dB in chunks; chunks to whole "
-            f"{chunks['agreement']:.1f} dB."
-        )
+    for name, why in result["left_out"].items():
+        lines.append(f"\nLeft out: {name} ({why}).")
+    if result["match"]:
+        lines.append(_match_text(result["match"]))
+    if result["chunks"]:
+        lines.append(_chunks_text(result["chunks"]))
     return "\n".join(lines)
+
+
+def _match_text(rates):
+    missed, wrong, absent, equal = (
+        "-" if rates[name] is None else f"{100 * rates[name]:.1f} %"
+        for name in ("missed", "wrong_speaker", "absent", "equal_error")
+    )
+    return (
+        f"\nA match score below 0.5: {missed} of {rates['rights']} right estimates. Of "
+        f"0.5 or more: {wrong} of {rates['wrongs']} estimates of the wrong speaker, "
+        f"{absent} of those with the enrollment of somebody absent. Equal error rate "
+        f"{equal}."
+    )
+
+
+def _chunks_text(chunks):
+    whole, in_chunks, agreement = (
+        _figure(chunks[name], digits)
+        for name, digits in (("whole", 3), ("chunks", 3), ("agreement", 1))
+    )
+    return (
+        f"\n{chunks['recordings']} recordings of {SECONDS} s, joined from the mixtures "
+        f"of one target: SI-SDR {whole} dB extracted whole, {in_chunks} dB in chunks; "
+        f"chunks to whole {agreement} dB."
+    )
+
+
+def _figure(value, digits):
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main(arguments=None):
@@ -137,6 +183,7 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     keep_freed_memory()
     try:
+        check_device(options.device)
         model = TargetSpeechExtraction.from_hparams(
             options.model, run_opts={"device": options.device}
         )
@@ -157,7 +204,7 @@ def main(arguments=None):
 
 
 def _mean(scores, name):
-    return float(np.nanmean([score[name] for score in scores]))
+    return mean_or_none([score[name] for score in scores])
 
 
 if __name__ == "__main__":

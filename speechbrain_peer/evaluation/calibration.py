@@ -1,12 +1,20 @@
 """Fits a model's match score on held-out speakers."""
 
+from pathlib import Path
+
 import torch
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
+from speechbrain_peer.data.files import DataError
 from speechbrain_peer.evaluation.scores import extract_trial, score_estimate
-from speechbrain_peer.evaluation.trials import absent_target, read_trials, vary
+from speechbrain_peer.evaluation.trials import (
+    TooFewSpeakers,
+    absent_target,
+    read_trials,
+    vary,
+)
 from speechbrain_peer.export import add_match_scorer
 from speechbrain_peer.inference import TargetSpeechExtraction
 from speechbrain_peer.match import MatchScorer
@@ -37,12 +45,22 @@ def calibrate(folder, manifest, data_root, device="cpu"):
         What `{data_root}` in the manifest stands for.
     device : str or torch.device
         To extract on.
+
+    Raises
+    ------
+    DataError
+        If the model is not a folder, or the manifest not of such mixtures.
     """
+    if not Path(folder).is_dir():
+        raise DataError(
+            f"{folder}: no such folder, and a model of the package or the Hub is not "
+            "rewritten; give the folder of an exported model"
+        )
     model = TargetSpeechExtraction.from_hparams(folder, run_opts={"device": device})
     trials = read_trials(manifest, data_root, model.hparams.sample_rate, MOST_TRIALS)
     try:
         absent = vary(trials, absent_target(trials))
-    except ValueError as error:
+    except TooFewSpeakers as error:
         logger.warning(f"No match score: {error}")
         return
     embeddings, matches = [], []

@@ -105,7 +105,8 @@ def error_rates(present, absent, threshold=0.5):
         Shares of: `missed`, right estimates below the threshold; `wrong_speaker`,
         estimates of an interferer above it; `absent`, the same of an absent target;
         `equal_error`, where the threshold is chosen so that right estimates and all
-        others are as often wrong; `rights` and `wrongs`, how many were extracted.
+        others are as often wrong; `rights` and `wrongs`, how many were extracted. A
+        share of no estimates is None.
 
     Example
     -------
@@ -113,18 +114,48 @@ def error_rates(present, absent, threshold=0.5):
     >>> rates = error_rates([right, right, wrong], [{"match": 0.2}])
     >>> rates["missed"], rates["wrong_speaker"], rates["absent"]
     (0.0, 1.0, 0.0)
+    >>> error_rates([right], [])["absent"] is None
+    True
     """
     right = np.array([x["match"] for x in present if not x["wrong_speaker"]])
     wrong = np.array([x["match"] for x in present if x["wrong_speaker"]])
     absent = np.array([x["match"] for x in absent])
     others = np.concatenate((wrong, absent))
-    candidates = np.unique(np.concatenate((right, others)))
-    errors = [((right < t).mean(), (others >= t).mean()) for t in candidates]
     return {
-        "missed": float((right < threshold).mean()),
-        "wrong_speaker": float((wrong >= threshold).mean()) if len(wrong) else math.nan,
-        "absent": float((absent >= threshold).mean()),
-        "equal_error": float(min(max(pair) for pair in errors)),
+        "missed": mean_or_none(right < threshold),
+        "wrong_speaker": mean_or_none(wrong >= threshold),
+        "absent": mean_or_none(absent >= threshold),
+        "equal_error": _equal_error(right, others),
         "rights": len(right),
         "wrongs": len(wrong),
     }
+
+
+def mean_or_none(values):
+    """Mean of the values that are not NaN; None, as in JSON, where there are none.
+
+    Arguments
+    ---------
+    values : sequence of (float or bool)
+
+    Returns
+    -------
+    float or None
+
+    Example
+    -------
+    >>> mean_or_none([1.0, math.nan, 3.0]), mean_or_none([math.nan]), mean_or_none([])
+    (2.0, None, None)
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def _equal_error(right, others):
+    """Error rate where both kinds are as often wrong; None if one is missing."""
+    if not (len(right) and len(others)):
+        return None
+    candidates = np.unique(np.concatenate((right, others)))
+    errors = [((right < t).mean(), (others >= t).mean()) for t in candidates]
+    return float(min(max(pair) for pair in errors))

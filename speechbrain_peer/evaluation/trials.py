@@ -10,9 +10,14 @@ import numpy as np
 import soundfile
 
 from speechbrain_peer.data.audio import read_audio
+from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.peers import item_rng
 from speechbrain_peer.recordings import resample_blocks
+
+
+class TooFewSpeakers(DataError):
+    """A variation that these trials cannot give."""
 
 
 class Trial(NamedTuple):
@@ -51,6 +56,11 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     Returns
     -------
     list of Trial
+
+    Raises
+    ------
+    DataError
+        If it is not the manifest of such a set.
     """
 
     def read(path):
@@ -60,6 +70,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
 
     trials = []
     rows = list(read_manifest(manifest, data_root).items())
+    _check_rows(manifest, rows)
     for item_id, row in rows[:: math.ceil(len(rows) / (most or len(rows)))]:
         target = read(row["target"]["path"])
         trials.append(
@@ -77,6 +88,15 @@ def read_trials(manifest, data_root, sample_rate, most=None):
             )
         )
     return trials
+
+
+def _check_rows(manifest, rows):
+    """Training manifests look alike, but enroll nobody: that is drawn every epoch."""
+    needed = {"target", "interferers", "enrollment"}
+    if not rows or any(not needed.issubset(row) for _, row in rows):
+        raise DataError(
+            f"{manifest}: has no enrollments; give the manifest of a dev or test set"
+        )
 
 
 def vary(trials, variation, seed=0):
@@ -141,10 +161,17 @@ def third_talker(trials):
     Returns
     -------
     callable
+
+    Raises
+    ------
+    TooFewSpeakers
+        When it is applied, if all interferers are in the mixture.
     """
 
     def variation(trial, rng):
         others = [x for x in trials if x.speakers[1] not in trial.speakers]
+        if not others:
+            raise TooFewSpeakers(f"no interferer is absent from mixture {trial.id}")
         other = others[rng.integers(len(others))]
         speech = np.resize(other.interferers[0], len(trial.target))
         return trial._replace(
@@ -194,14 +221,14 @@ def absent_target(trials):
 
     Raises
     ------
-    ValueError
+    TooFewSpeakers
         When it is applied, if all targets are in the mixture.
     """
 
     def variation(trial, rng):
         others = [x for x in trials if x.speakers[0] not in trial.speakers]
         if not others:
-            raise ValueError(f"no target speaker is absent from mixture {trial.id}")
+            raise TooFewSpeakers(f"no target speaker is absent from mixture {trial.id}")
         return trial._replace(enrollment=others[rng.integers(len(others))].enrollment)
 
     return variation
