@@ -1,17 +1,24 @@
 """From a training run to a folder that `TargetSpeechExtraction` loads."""
 
+import io
 import shutil
 from pathlib import Path
 
 import ruamel.yaml
 import torch
-from hyperpyyaml import RefTag, dump_hyperpyyaml, resolve_references
+from hyperpyyaml import (
+    RefTag,
+    dump_hyperpyyaml,
+    load_hyperpyyaml,
+    resolve_references,
+)
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.tag import Tag
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 
+from speechbrain_peer.data.files import DataError
 from speechbrain_peer.folding import can_fold, fold_predictors
 from speechbrain_peer.loading import (
     CARD_FILE,
@@ -90,7 +97,7 @@ def export_model(hparams_file, modules, folder, documents=None):
         If the YAML lacks an entry, or the folder holds other files.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     hparams = stage_hparams(hparams_file, STAGES)
     stages = {name: _unwrapped(modules[name]) for name in hparams["modules"]}
     if can_fold(stages):
@@ -117,7 +124,7 @@ def add_match_scorer(folder, scorer):
         The folder.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     hparams = stage_hparams(folder / HPARAMS_FILE)
     node = CommentedMap(embedding_size=len(scorer.center))
     node.yaml_set_ctag(Tag(suffix="!new:speechbrain_peer.match.MatchScorer"))
@@ -192,6 +199,32 @@ def stage_hparams(hparams_file, names=None):
     }
 
 
+def build_stages(hparams_file):
+    """Builds the stages of a training run, with random weights, and nothing else of it.
+
+    Arguments
+    ---------
+    hparams_file : str or pathlib.Path
+        The YAML of the run.
+
+    Returns
+    -------
+    stages : torch.nn.ModuleDict
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    ValueError
+        If a stage could do more than build networks.
+    """
+    stream = io.StringIO()
+    dump_hyperpyyaml(stage_hparams(hparams_file), stream)
+    check_yaml(stream.getvalue(), hparams_file)
+    hparams = load_hyperpyyaml(stream.getvalue())
+    return torch.nn.ModuleDict(hparams["modules"]), hparams["sample_rate"]
+
+
 def _fold_hparams(hparams):
     """Says of the entries for inference what `fold_predictors` does to the stages."""
     for name in ("predictor1", "predictor2"):
@@ -242,14 +275,27 @@ def _warn_if_unsafe(path):
         logger.warning(f"The exported model needs trust=True: {refusal}")
 
 
-def _check_replaceable(folder):
-    """Only an export may be replaced: other files in a folder would be lost."""
+def check_replaceable(folder):
+    """Only an export may be replaced: other files in a folder would be lost.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        To export to; it need not exist.
+
+    Raises
+    ------
+    DataError
+        If it holds other files.
+    """
+    folder = Path(folder)
     if not folder.exists():
         return
-    own = {HPARAMS_FILE, WEIGHTS_FILE, CARD_FILE, *DOCUMENTS}
+    # Loading the interface from the model's folder leaves its bytecode there.
+    own = {HPARAMS_FILE, WEIGHTS_FILE, CARD_FILE, *DOCUMENTS, "__pycache__"}
     others = {path.name for path in folder.iterdir()} - own
     if others:
-        raise ValueError(
+        raise DataError(
             f"{folder}: holds other files ({', '.join(sorted(others))}), which an "
             "export would remove; give a folder of its own"
         )

@@ -87,6 +87,7 @@ class TargetSpeechExtraction(Pretrained):
         trust=False,
         freeze_params=True,
         hparams_file=HPARAMS_FILE,
+        revision=None,
     ):
         """Loads an exported model.
 
@@ -106,12 +107,14 @@ class TargetSpeechExtraction(Pretrained):
             Whether to forbid training of the stages.
         hparams_file : str
             Name of the YAML.
+        revision : str, optional
+            Of a model of the Hub: a branch, a tag or a commit.
 
         Returns
         -------
         TargetSpeechExtraction
         """
-        modules, hparams = load_model(source, savedir, trust, hparams_file)
+        modules, hparams = load_model(source, savedir, trust, hparams_file, revision)
         return cls(modules, hparams, run_opts, freeze_params)
 
     def encode_batch(self, mixtures, mixture_lens=None):

@@ -13,7 +13,7 @@ from pathlib import Path
 import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.fetching import FetchFrom, fetch, guess_source
+from speechbrain.utils.fetching import FetchConfig, FetchFrom, fetch, guess_source
 
 # Models that come with the package, each in a folder of its name.
 BUNDLED = Path(__file__).parent / "pretrained"
@@ -44,7 +44,9 @@ HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+")
 SIMPLE_TUPLE = re.compile(r"\([\w\s.,+-]*\)")
 
 
-def load_model(source, savedir=None, trust=False, hparams_file=HPARAMS_FILE):
+def load_model(
+    source, savedir=None, trust=False, hparams_file=HPARAMS_FILE, revision=None
+):
     """Loads the stages of an exported model, on the CPU.
 
     Arguments
@@ -58,6 +60,8 @@ def load_model(source, savedir=None, trust=False, hparams_file=HPARAMS_FILE):
         Builds whatever the YAML says. That runs any code it names.
     hparams_file : str
         Name of the YAML in the source.
+    revision : str or None
+        Of a model from the Hub: a branch, a tag or a commit.
 
     Returns
     -------
@@ -75,9 +79,9 @@ def load_model(source, savedir=None, trust=False, hparams_file=HPARAMS_FILE):
         `savedir` holds another model.
     """
     source = _locate(source)
-    savedir = _claim_savedir(savedir, source)
-    hparams_path = _fetch(hparams_file, source, savedir)
-    weights_path = _fetch(WEIGHTS_FILE, source, savedir)
+    savedir = _claim_savedir(savedir, source, revision)
+    hparams_path = _fetch(hparams_file, source, savedir, revision)
+    weights_path = _fetch(WEIGHTS_FILE, source, savedir, revision)
     text = hparams_path.read_text(encoding="utf-8")
     if not trust:
         check_yaml(text, hparams_path)
@@ -235,11 +239,13 @@ def _is_network_class(name):
     )
 
 
-def _claim_savedir(savedir, source):
+def _claim_savedir(savedir, source, revision):
     """Makes sure that a folder for downloads holds this model or none."""
     if savedir is None or guess_source(source)[0] is FetchFrom.LOCAL:
         return None
     savedir = Path(savedir)
+    if revision is not None:
+        source = f"{source}@{revision}"
     record = savedir / SOURCE_FILE
     if record.exists():
         owner = record.read_text(encoding="utf-8").strip()
@@ -277,10 +283,12 @@ def _locate(source):
     return source
 
 
-def _fetch(filename, source, savedir):
+def _fetch(filename, source, savedir, revision=None):
     """Path of one file of a model: in the source itself, or downloaded."""
+    # The user's token for the Hub, where one is logged in, opens private models.
+    config = FetchConfig(token=None, revision=revision)
     try:
-        path = Path(fetch(filename, source, savedir))
+        path = Path(fetch(filename, source, savedir, fetch_config=config))
     # Whatever the Hub's client raises, for an unknown name as for a lost network.
     except Exception as error:
         raise FileNotFoundError(

@@ -153,13 +153,20 @@ def export_run(run, folder, name, license="apache-2.0", notes=""):
     card = model_card(
         name, license, parameters, settings, metrics, table, _hours(run), notes
     )
+    # Before the export, which may replace it.
+    scorer = _match_scorer(run)
     folder = export_model(run_file, modules, folder, {CARD_FILE: card})
-    # The run's own export has been calibrated.
-    if (run / "model" / WEIGHTS_FILE).exists():
-        exported, _ = load_model(run / "model")
-        if "match_scorer" in exported:
-            add_match_scorer(folder, exported["match_scorer"])
+    if scorer is not None:
+        add_match_scorer(folder, scorer)
     return folder
+
+
+def _match_scorer(run):
+    """Of the run's own export, which has been calibrated; None without one."""
+    if not (run / "model" / WEIGHTS_FILE).exists():
+        return None
+    exported, _ = load_model(run / "model")
+    return exported["match_scorer"] if "match_scorer" in exported else None
 
 
 def _hours(run):

@@ -34,7 +34,7 @@ num_workers: 0
 loss: !new:speechbrain_peer.losses.PeerLoss
     predictor_weight: 1.0
 """
-LIBRI2MIX = "Libri2Mix test, first speakers, 8 kHz, min, clean."
+LIBRI2MIX = "Libri2Mix test, first speakers, 8000 Hz, min, clean; trained on x."
 CURVES = "epoch,train_loss,valid_loss,valid_si_snr,better_mask,better_predictor"
 
 
@@ -159,6 +159,17 @@ def test_a_run_without_an_option_has_its_default(tmp_path):
     pl = "TD-SpeakerBeam + PL (exchange better, peers listed"
     share = "learn_from_peers.exchange_share"
     assert names_below(tmp_path) == [[f"{pl}, {share} 0.5)", f"{pl}, {share} 1.0)"]]
+
+
+def test_seeds_that_go_on_from_their_own_runs_are_one_system(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), seed=seed, pretrained_path=f"first/{seed}")
+    write_run(tmp_path / "3", seed=1, pretrained_path="other/1")
+    [group] = groups_below(tmp_path)
+    assert [[run.seed for run in system.runs] for system in group.systems] == [
+        [1, 2],
+        [1],
+    ]
 
 
 def test_settings_that_differ_are_in_the_name(tmp_path):

@@ -367,6 +367,14 @@ def test_a_savedir_of_another_model_is_refused(hub, tmp_path):
         load_model("somebody/two", tmp_path / "saved")
 
 
+def test_a_revision_of_the_hub_is_pinned(hub, tmp_path):
+    load_model("somebody/one", tmp_path / "saved", revision="0" * 40)
+    with pytest.raises(ValueError, match=r"somebody/one@0+, not of somebody/one;"):
+        load_model("somebody/one", tmp_path / "saved")
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor a model"):
+        load_model("somebody/one", revision="1" * 40)
+
+
 def test_an_unknown_model_of_the_hub_is_named(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match="'somebody/three' is neither"):
         load_model("somebody/three", tmp_path / "saved")

@@ -8,7 +8,9 @@ from speechbrain.inference.interfaces import foreign_class
 from tiny_model import build, write_run
 
 from speechbrain_peer.data.files import DataError
+from speechbrain_peer.export import add_match_scorer
 from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.match import MatchScorer
 from speechbrain_peer.peer_learning import embed, extract
 from speechbrain_peer.release import export_run
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
@@ -76,6 +78,24 @@ def test_speechbrain_loads_it_too(run, tmp_path):
     expected = estimates_of(better, *signals)
     torch.testing.assert_close(estimates_of(model.mods, *signals), expected)
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
+    # What Python has left there does not stand in the way of the next export.
+    (folder / "__pycache__").mkdir(exist_ok=True)
+    export_run(run_folder, folder, "tiny")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds other files \(notes.txt\)"):
+        export_run(run_folder, folder, "tiny")
+
+
+def test_the_match_score_of_the_runs_own_export_is_kept(run):
+    run_folder, _ = run
+    own = export_run(run_folder, run_folder / "model", "tiny")
+    scorer = MatchScorer(embedding_size=16)
+    scorer.weight.copy_(torch.tensor([2.0, -3.0]))
+    add_match_scorer(own, scorer)
+    for folder in (run_folder.parent / "elsewhere", own):
+        export_run(run_folder, folder, "tiny")
+        model = TargetSpeechExtraction.from_hparams(source=folder)
+        assert torch.equal(model.mods.match_scorer.weight, scorer.weight)
 
 
 def test_what_is_no_finished_run(run, tmp_path):

@@ -28,7 +28,7 @@ from speechbrain_peer.curves import append_epoch
 from speechbrain_peer.data.dataset import evaluation_set, training_set
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.evaluation.calibration import calibrate
-from speechbrain_peer.export import export_model
+from speechbrain_peer.export import check_replaceable, export_model
 from speechbrain_peer.inference import TargetSpeechExtraction
 from speechbrain_peer.peer_learning import embed, extract
 from speechbrain_peer.reports import save_examples, write_scores
@@ -183,6 +183,12 @@ def make_datasets(hparams, prepared):
         hparams["mixtures"],
         hparams["speeds"],
     )
+    batch_size = hparams["batch_size"]
+    if len(train) < batch_size:
+        raise DataError(
+            f"{hparams['train_subset']} has {len(train)} training items, less than a "
+            f"batch: give --batch_size {len(train)} or less"
+        )
     # Only a model that learns to classify them has this key.
     n_speakers = len(hparams["training_items"].speaker_indices)
     if hparams.get("n_speakers", n_speakers) != n_speakers:
@@ -214,6 +220,7 @@ def main(arguments):
     with open(hparams_file, encoding="utf-8") as stream:
         hparams = load_hyperpyyaml(stream, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    check_replaceable(hparams["export_folder"])
     prepared = run_on_main(hparams["prepare"])
     train, valid, test = make_datasets(hparams, prepared)
     if hparams["use_tensorboard"] and if_main_process():

@@ -1,19 +1,16 @@
 """Table III: parameters, multiply-adds and speed of the models."""
 
 import functools
-import io
 import statistics
 
 import torch
-from hyperpyyaml import dump_hyperpyyaml, load_hyperpyyaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechbrain_peer.benchmark.measure import time_in_turns
 from speechbrain_peer.comparison.tables import markdown_table
-from speechbrain_peer.export import STAGES, stage_hparams
+from speechbrain_peer.export import STAGES, build_stages
 from speechbrain_peer.folding import can_fold, fold_predictors
-from speechbrain_peer.loading import check_yaml
 from speechbrain_peer.peer_learning import Predictor, embed, extract, has_predictors
 
 SECONDS = 10.0
@@ -103,32 +100,6 @@ def measure_costs(groups):
             models.setdefault(key, entry | {"systems": []})
             models[key]["systems"].append(f"{group.label}: {system.name}")
     return list(models.values())
-
-
-def build_stages(hparams_file):
-    """Builds the stages of a run, with random weights, and nothing else of it.
-
-    Arguments
-    ---------
-    hparams_file : str or pathlib.Path
-        The YAML of the run.
-
-    Returns
-    -------
-    stages : torch.nn.ModuleDict
-    sample_rate : int
-        In Hz.
-
-    Raises
-    ------
-    ValueError
-        If a stage could do more than build networks.
-    """
-    stream = io.StringIO()
-    dump_hyperpyyaml(stage_hparams(hparams_file), stream)
-    check_yaml(stream.getvalue(), hparams_file)
-    hparams = load_hyperpyyaml(stream.getvalue())
-    return torch.nn.ModuleDict(hparams["modules"]), hparams["sample_rate"]
 
 
 def measure_model(stages, sample_rate, title):

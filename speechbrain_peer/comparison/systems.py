@@ -12,6 +12,9 @@ from speechbrain_peer.peer_learning import has_predictors
 LENDING = ("none", "itself", "anyway", "better")
 """Exchanges in the order of the ablation's rows."""
 
+PAPER_CORPUS = "Libri2Mix test, first speakers, 8000 Hz, min, clean"
+"""How the sentence of a run on the paper's test set begins."""
+
 # They say where a run is, how long it lasts (which tells groups apart) or how fast it
 # is, not what it learns.
 _IGNORED = {
@@ -75,7 +78,7 @@ class Group:
     @property
     def is_the_papers(self):
         """Whether the test set is the paper's: the 3000 mixtures of Libri2Mix."""
-        return self.corpus.startswith("Libri2Mix test") and self.items == 3000
+        return self.corpus.startswith(PAPER_CORPUS) and self.items == 3000
 
 
 def group_runs(runs):
@@ -133,7 +136,7 @@ def _systems(runs):
         keys = _differing_settings(members)
         by_settings = {}
         for run in members:
-            more = tuple(f"{key} {run.settings.get(key, '-')}" for key in keys)
+            more = tuple(f"{key} {_setting(run, key)}" for key in keys)
             by_settings.setdefault(more, []).append(run)
         systems += [
             System(_name(runs_of_one[0], more), _by_seed(runs_of_one))
@@ -162,10 +165,19 @@ def _differing_settings(runs):
     """
     values = {}
     for run in runs:
-        for key, value in run.settings.items():
+        for key in run.settings:
             if key not in _IGNORED and not key.endswith("_folder"):
-                values.setdefault(key, set()).add(value)
+                values.setdefault(key, set()).add(_setting(run, key))
     return [key for key, different in values.items() if len(different) > 1]
+
+
+def _setting(run, key):
+    """A run's value of a setting, without what its seed alone makes different."""
+    value = run.settings.get(key, "-")
+    if key == "pretrained_path" and value:
+        # Every seed goes on from the run of its own.
+        return value.rstrip("/").removesuffix(f"/{run.seed}")
+    return value
 
 
 def _by_seed(runs):

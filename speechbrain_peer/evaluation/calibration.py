@@ -15,7 +15,7 @@ from speechbrain_peer.evaluation.trials import (
     read_trials,
     vary,
 )
-from speechbrain_peer.export import add_match_scorer
+from speechbrain_peer.export import add_match_scorer, check_replaceable
 from speechbrain_peer.inference import TargetSpeechExtraction
 from speechbrain_peer.match import MatchScorer
 from speechbrain_peer.peer_learning import embed
@@ -56,6 +56,7 @@ def calibrate(folder, manifest, data_root, device="cpu"):
             f"{folder}: no such folder, and a model of the package or the Hub is not "
             "rewritten; give the folder of an exported model"
         )
+    check_replaceable(folder)
     model = TargetSpeechExtraction.from_hparams(folder, run_opts={"device": device})
     trials = read_trials(manifest, data_root, model.hparams.sample_rate, MOST_TRIALS)
     try:

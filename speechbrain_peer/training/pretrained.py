@@ -6,19 +6,17 @@ extraction does not run, such as a classifier of the training's speakers. With n
 learning the model extracts, at the start, what the trained one extracts.
 """
 
-import io
 from collections import Counter
 from pathlib import Path
 
 import torch
-from hyperpyyaml import dump_hyperpyyaml, load_hyperpyyaml
 from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_peer.data.files import DataError
-from speechbrain_peer.export import STAGES, stage_hparams
+from speechbrain_peer.export import STAGES, build_stages
 from speechbrain_peer.folding import can_fold
-from speechbrain_peer.loading import HPARAMS_FILE, check_yaml, load_model
+from speechbrain_peer.loading import HPARAMS_FILE, load_model
 from speechbrain_peer.nnet.public_checkpoints import (
     load_asteroid_file,
     load_speakerbeam,
@@ -97,8 +95,9 @@ def read_trained(path):
         # Only SpEx+ calls a kernel size so.
         load = load_spex_plus if "L" in arguments else load_speakerbeam
         return load(path), arguments.get("sample_rate")
-    read = load_run if Path(path, "save").is_dir() else load_model
-    modules, hparams = read(path)
+    if Path(path, "save").is_dir():
+        return load_run(path)
+    modules, hparams = load_model(path)
     return modules, hparams["sample_rate"]
 
 
@@ -112,25 +111,21 @@ def load_run(folder):
 
     Returns
     -------
-    modules : torch.nn.ModuleDict
-        The stages.
-    hparams : dict
-        `sample_rate` and the stages.
+    stages : torch.nn.ModuleDict
+    sample_rate : int
+        In Hz.
 
     Raises
     ------
     ValueError
         If the run has no checkpoint, or a stage is no network.
     """
-    run_file, save_folder = Path(folder, HPARAMS_FILE), Path(folder, "save")
-    stream = io.StringIO()
-    dump_hyperpyyaml(stage_hparams(run_file), stream)
-    check_yaml(stream.getvalue(), run_file)
-    hparams = load_hyperpyyaml(stream.getvalue())
-    checkpointer = SafeCheckpointer(save_folder, hparams["modules"])
+    save_folder = Path(folder, "save")
+    stages, sample_rate = build_stages(Path(folder, HPARAMS_FILE))
+    checkpointer = SafeCheckpointer(save_folder, dict(stages))
     if checkpointer.recover_if_possible(min_key="valid_loss") is None:
         raise ValueError(f"{save_folder}: holds no checkpoint of a whole epoch")
-    return nn.ModuleDict(hparams["modules"]), hparams
+    return stages, sample_rate
 
 
 def _fill(modules, trained, path):
