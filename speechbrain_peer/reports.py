@@ -12,6 +12,8 @@ from speechbrain_peer.data.files import whole_file
 from speechbrain_peer.figures import spectrogram_figure
 from speechbrain_peer.metrics import why_no_pesq
 
+SCORES_FILE = "test_scores.csv"
+
 # Key of the score, heading of its column, decimals.
 _COLUMNS = (
     ("si_sdr", "SI-SDR (dB)", 2),
@@ -69,7 +71,7 @@ def write_scores(folder, scores, sample_rate, corpus, extra=None):
     text = _markdown(summary, why_no_pesq(sample_rate))
     as_json = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
     for name, content in (
-        ("test_scores.csv", _csv(scores)),
+        (SCORES_FILE, _csv(scores)),
         ("metrics.json", as_json + "\n"),
         ("metrics.md", text),
     ):

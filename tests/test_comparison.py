@@ -5,6 +5,7 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_model
 import torch
@@ -12,6 +13,7 @@ from hyperpyyaml import resolve_references
 
 from speechbrain_peer.comparison import costs
 from speechbrain_peer.comparison.__main__ import main
+from speechbrain_peer.comparison.differences import differences
 from speechbrain_peer.comparison.epochs import (
     mean_curves,
     peers_figure,
@@ -170,6 +172,42 @@ def test_seeds_that_go_on_from_their_own_runs_are_one_system(tmp_path):
         [1, 2],
         [1],
     ]
+
+
+def write_scores(folder, seed, exchange, shift, last=""):
+    """A run whose scores differ by `shift`, in dB by target speaker."""
+    write_run(folder, seed=seed, exchange=exchange, peers="drawn")
+    rows = ["ID,si_sdri"]
+    for k, (target, other) in enumerate([("7", "8"), ("7", "9"), ("8", "9")]):
+        name = f"{other}-1-{k}_{target}-2-{k}_s2"  # the target is the second source
+        rows.append(f"{name},{seed + k + shift[target]}")
+    rows.append(f"9-1-1_7-1-1_s1,{last}")
+    (folder / "test_scores.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_differences_are_paired_and_their_error_is_over_speakers(tmp_path):
+    write_scores(tmp_path / "n1", 1, "none", {"7": 0, "8": 0})
+    write_scores(tmp_path / "n2", 2, "none", {"7": 0, "8": 0})
+    write_scores(tmp_path / "b1", 1, "better", {"7": 1.0, "8": -2.0})
+    write_scores(tmp_path / "b2", 2, "better", {"7": 2.0, "8": -1.0})
+    write_scores(tmp_path / "b3", 3, "better", {"7": 9.0, "8": 9.0})
+    write_scores(tmp_path / "i1", 1, "itself", {"7": 1.0, "8": -2.0})
+    [group] = groups_below(tmp_path)
+    better = differences(group)[1]
+    assert "better" in better.system and "none" in better.control
+    assert better.seeds == [1, 2] and better.speakers == 2
+    assert better.speakers_ahead == 1
+    np.testing.assert_allclose(better.si_sdri, (1 + 1 - 2 + 2 + 2 - 1) / 6)
+    # Means 1.5 and -1.5 of two speakers.
+    np.testing.assert_allclose(better.standard_error, 1.5)
+    assert [(row.effect, row.seeds, row.si_sdri) for row in differences(group)][2] == (
+        "lending",
+        [1],
+        0.0,
+    )
+    write_scores(tmp_path / "i2", 2, "itself", {"7": 1.0, "8": -2.0}, last=1.0)
+    with pytest.raises(DataError, match="tested on other items"):
+        differences(groups_below(tmp_path)[0])
 
 
 def test_settings_that_differ_are_in_the_name(tmp_path):

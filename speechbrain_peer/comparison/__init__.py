@@ -3,5 +3,6 @@
     python -m speechbrain_peer.comparison results --output results/comparison
 
 `runs` reads what single runs have left, `systems` puts together what may be compared,
-`tables` (scores), `costs` and `epochs` (curves) make the parts of the report.
+`tables` (scores), `differences` (to a control), `costs` and `epochs` (curves) make the
+parts of the report.
 """

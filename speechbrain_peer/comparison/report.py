@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from speechbrain_peer.comparison.costs import cost_table
+from speechbrain_peer.comparison.differences import difference_table, differences
 from speechbrain_peer.comparison.epochs import (
     mean_curves,
     peers_figure,
@@ -16,6 +17,13 @@ from speechbrain_peer.data.files import whole_file
 EPOCHS = (
     "In an epoch every target is trained on once; how many steps that takes depends on "
     "the batch size. Means over seeds go as far as all of them went."
+)
+
+
+DIFFERENCES = (
+    "Differences are of the same items and seeds. Their standard error is that of the "
+    "mean over target speakers: more items of a speaker, or more seeds, do not make up "
+    "for few speakers."
 )
 
 
@@ -46,7 +54,8 @@ def write_report(folder, groups, costs=None):
         for group in groups
         for system in group.systems
     }
-    parts = [part for group in groups for part in _group_parts(group)]
+    changes = {group.label: differences(group) for group in groups}
+    parts = [part for group in groups for part in _group_parts(group, changes)]
     if costs is not None:
         parts += _cost_parts(*costs)
     parts += _write_curves(folder, groups, curves)
@@ -56,7 +65,12 @@ def write_report(folder, groups, costs=None):
     entries = [(group, score_entries(group)) for group in groups]
     as_json = {
         "groups": [
-            {**_about(group), "mixture": group.mixture, "systems": systems}
+            {
+                **_about(group),
+                "mixture": group.mixture,
+                "systems": systems,
+                "differences": [row._asdict() for row in changes[group.label]],
+            }
             for group, systems in entries
         ]
     }
@@ -80,10 +94,14 @@ def _about(group):
     }
 
 
-def _group_parts(group):
+def _group_parts(group, changes):
     yield f"## {group.label}: training of {group.budget}"
     yield f"Tested on {group.items} mixtures: {group.corpus}"
     yield score_tables(group)
+    if rows := changes[group.label]:
+        yield f"### {group.label}: what peer learning and lending change"
+        yield difference_table(rows)
+        yield DIFFERENCES
 
 
 def _cost_parts(settings, entries):
