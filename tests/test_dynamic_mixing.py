@@ -74,7 +74,7 @@ def test_a_change_of_speed_moves_the_pitch():
 
 
 def test_drawn_mixtures_need_drawn_peers(make_set):
-    with pytest.raises(ValueError, match="use peers: drawn"):
+    with pytest.raises(ValueError, match="give --peers drawn"):
         make_set(peers="listed", mixtures="drawn")
     with pytest.raises(ValueError, match="choose listed or drawn"):
         make_set(mixtures="some")

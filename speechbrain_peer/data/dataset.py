@@ -9,6 +9,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_peer.data.audio import read_audio
 from speechbrain_peer.data.dynamic_mixing import DrawnItems
+from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.training_items import TrainingItems
 
@@ -59,15 +60,20 @@ def training_set(
         with peers `coin`, `peer_sig` and `chance`.
     items : TrainingItems
         Its `set_epoch` starts an epoch.
+
+    Raises
+    ------
+    DataError
+        If there are no such mixtures, or they have no such peers.
     """
     if mixtures not in ("listed", "drawn"):
-        raise ValueError(f"mixtures '{mixtures}': choose listed or drawn")
+        raise DataError(f"mixtures '{mixtures}': choose listed or drawn")
     rows = read_manifest(manifest, data_root)
     chunk_samples = round(chunk_seconds * sample_rate)
     common = (rows, chunk_samples, sample_rate, seed, peer_interferer)
     if mixtures == "drawn":
         if peers == "listed":
-            raise ValueError("drawn mixtures have no listed peers: use peers: drawn")
+            raise DataError("drawn mixtures have no listed peers: give --peers drawn")
         items = DrawnItems(*common, speeds)
     else:
         listed = read_manifest(listed_peers, data_root) if peers == "listed" else None
