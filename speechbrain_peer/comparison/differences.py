@@ -9,7 +9,7 @@ import math
 import statistics
 from typing import NamedTuple
 
-from speechbrain_peer.comparison.tables import markdown_table
+from speechbrain_peer.comparison.tables import markdown_table, number
 from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.layout import speaker_id
 from speechbrain_peer.reports import SCORES_FILE
@@ -90,7 +90,7 @@ def difference_table(rows):
             row.effect,
             ", ".join(map(str, row.seeds)),
             f"{row.si_sdri:+.2f}",
-            "-" if row.standard_error is None else f"{row.standard_error:.2f}",
+            number(row.standard_error, 2),
             f"{row.speakers_ahead} of {row.speakers}",
         )
         for row in rows

@@ -145,7 +145,7 @@ def _mixture_row(group):
     paper = dict(zip(IN_PAPER, PAPER_MIXTURE, strict=True))
     cells = ["mixture", ""]
     for score in SCORES:
-        cells.append(_number(group.mixture.get(score.name), score.decimals))
+        cells.append(number(group.mixture.get(score.name), score.decimals))
         cells += [str(paper[score.name])] if score.name in paper else []
     return [*cells, ""]
 
@@ -154,16 +154,17 @@ def _system_row(system):
     paper = dict(zip(IN_PAPER, _paper_figures(system.first), strict=True))
     cells = [system.name, str(len(system.runs))]
     for score in SCORES:
-        cell = _number(system.mean(score.name), score.decimals)
+        cell = number(system.mean(score.name), score.decimals)
         if system.spread(score.name) is not None:
             cell += f" ± {system.spread(score.name):.{score.decimals}f}"
         cells.append(cell)
         if score.name in paper:
             cells.append("-" if paper[score.name] is None else str(paper[score.name]))
-    return [*cells, _number(system.tested_step, 0)]
+    return [*cells, number(system.tested_step, 0)]
 
 
-def _number(value, decimals):
+def number(value, decimals):
+    """A figure of a table; "-" stands for None."""
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
