@@ -9,17 +9,17 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_peer.benchmark import recordings
-from speechbrain_peer.benchmark.report import Table
-from speechbrain_peer.benchmark.separators import (
+from benchmark import recordings
+from benchmark.report import Table
+from benchmark.separators import (
     OurSeparator,
     build_asteroid,
     compare_separators,
 )
-from speechbrain_peer.benchmark.sizes import QUICK
-from speechbrain_peer.nnet.public_checkpoints import speakerbeam_names
+from benchmark.sizes import QUICK
+from speechbrain_peer.packaging.public_checkpoints import speakerbeam_names
 
-COMMAND = [sys.executable, "-m", "speechbrain_peer.benchmark", "--quick"]
+COMMAND = [sys.executable, "-m", "benchmark", "--quick"]
 SEPARATORS = {"Asteroid", "SpeechBrain", "ours"}
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.prepare import prepare_librimix
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.loading import DEFAULT_MODEL, bundled_models
-from speechbrain_peer.metrics import si_sdr
+from speechbrain_peer.evaluation.metrics import si_sdr
+from speechbrain_peer.packaging.loading import DEFAULT_MODEL, bundled_models
 
 
 def test_the_default_model_is_there_and_tells_a_match():

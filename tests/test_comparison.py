@@ -11,19 +11,19 @@ import tiny_model
 import torch
 from hyperpyyaml import resolve_references
 
-from speechbrain_peer.comparison import costs
-from speechbrain_peer.comparison.__main__ import main
-from speechbrain_peer.comparison.differences import differences
-from speechbrain_peer.comparison.epochs import (
+from recipes.LibriMix.comparison import costs
+from recipes.LibriMix.comparison.__main__ import main
+from recipes.LibriMix.comparison.differences import differences
+from recipes.LibriMix.comparison.epochs import (
     mean_curves,
     peers_figure,
     validation_figure,
 )
-from speechbrain_peer.comparison.report import write_report
-from speechbrain_peer.comparison.runs import find_runs
-from speechbrain_peer.comparison.systems import group_runs
-from speechbrain_peer.comparison.tables import score_tables
-from speechbrain_peer.data.files import DataError
+from recipes.LibriMix.comparison.report import write_report
+from recipes.LibriMix.comparison.runs import find_runs
+from recipes.LibriMix.comparison.systems import group_runs
+from recipes.LibriMix.comparison.tables import score_tables
+from speechbrain_peer.utils.files import DataError
 
 RESULTS = Path(__file__).parents[1] / "recipes/LibriMix/results"
 YAML = f"""{tiny_model.TRAINING_YAML}
@@ -33,7 +33,7 @@ n_steps: 100
 n_epochs: 200
 lr: 0.001
 num_workers: 0
-loss: !new:speechbrain_peer.losses.PeerLoss
+loss: !new:speechbrain_peer.peer_learning.losses.PeerLoss
     predictor_weight: 1.0
 """
 LIBRI2MIX = "Libri2Mix test, first speakers, 8000 Hz, min, clean; trained on x."
@@ -234,16 +234,16 @@ def test_a_setting_that_an_older_run_lacks_is_no_difference(tmp_path):
 
 def test_backbones_are_known_by_their_class(tmp_path):
     classes = {
-        "a": "speechbrain_peer.nnet.spex_plus.Separator",
-        "b": "speechbrain_peer.nnet.dpccn.Separator",
+        "a": "speechbrain_peer.models.spex_plus.Separator",
+        "b": "speechbrain_peer.models.dpccn.Separator",
         "c": "mine.nnet.Mine",
-        "d": "speechbrain_peer.nnet.sepformer.Separator",
+        "d": "speechbrain_peer.models.sepformer.Separator",
     }
     for name, path in classes.items():
         write_run(tmp_path / name, peers="off", exchange="none")
         file = tmp_path / name / "hyperparams.yaml"
         text = file.read_text(encoding="utf-8")
-        ours = "speechbrain_peer.nnet.td_speakerbeam.Separator"
+        ours = "speechbrain_peer.models.td_speakerbeam.Separator"
         assert ours in text
         file.write_text(text.replace(ours, path), encoding="utf-8")
     assert names_below(tmp_path) == [["sDPCCN", "SpEx+", "SepFormer", "Mine"]]

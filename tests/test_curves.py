@@ -8,8 +8,8 @@ import pytest
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
-from speechbrain_peer.curves import COLUMNS, PeerCurves, append_epoch
-from speechbrain_peer.figures import curves_figure
+from speechbrain_peer.evaluation.figures import curves_figure
+from speechbrain_peer.training.curves import COLUMNS, PeerCurves, append_epoch
 
 BATCHES = 6
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_peer.data.audio import (
+from speechbrain_peer.utils.audio import (
     AudioError,
     audio_length,
     read_audio,

@@ -11,9 +11,9 @@ from speechbrain_peer.data.enrollments import (
     read_enrollment_map,
     write_enrollment_map,
 )
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.layout import scan_subset
 from speechbrain_peer.data.manifests import build_manifest, read_manifest
+from speechbrain_peer.utils.files import DataError
 
 FOLDER = "wav8k/min/dev"
 

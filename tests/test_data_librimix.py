@@ -11,14 +11,14 @@ import soundfile
 from conftest import read_table, write_corpus, write_table
 from scipy.signal import resample_poly
 
-from speechbrain_peer.data.audio import AudioError
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.librimix import (
     check_sources,
     find_metadata,
     read_metadata,
     render_subset,
 )
+from speechbrain_peer.utils.audio import AudioError
+from speechbrain_peer.utils.files import DataError
 
 
 def render(corpus, folder, subset="dev", **options):

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 from conftest import write_corpus
 
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.peers import (
     SourcePool,
@@ -16,6 +15,7 @@ from speechbrain_peer.data.peers import (
     item_rng,
 )
 from speechbrain_peer.data.prepare import prepare_librimix
+from speechbrain_peer.utils.files import DataError
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 from conftest import read_table, write_corpus, write_table
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_peer.data.audio import audio_length, write_audio
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.prepare import prepare_librimix
+from speechbrain_peer.utils.audio import audio_length, write_audio
+from speechbrain_peer.utils.files import DataError
 
 COMMAND = Path(__file__).parents[1] / "recipes" / "LibriMix" / "prepare_librimix.py"
 

@@ -12,9 +12,9 @@ import torch
 from conftest import CHUNK_SECONDS
 from speechbrain.dataio.dataloader import make_dataloader
 
-from speechbrain_peer.data.audio import AudioError
 from speechbrain_peer.data.dataset import evaluation_set
 from speechbrain_peer.data.manifests import read_manifest, write_manifest
+from speechbrain_peer.utils.audio import AudioError
 
 RATE = 8000
 CHUNK = int(RATE * CHUNK_SECONDS)

@@ -13,12 +13,12 @@ import pytest
 import soundfile
 
 from speechbrain_peer.data.demo_corpus import VOICES, make_demo_corpus
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.mixing_metadata import (
     draw_gains,
     draw_pairs,
     write_mixing_metadata,
 )
+from speechbrain_peer.utils.files import DataError
 
 RATE = 16000
 SIZES = {

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_model import export
 
-from speechbrain_peer.data.files import DataError
+from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.data.manifests import read_manifest, write_manifest
 from speechbrain_peer.evaluation import __main__ as command
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.long_files import compare_chunks, join_trials
-from speechbrain_peer.evaluation.scores import error_rates
+from speechbrain_peer.evaluation.trial_scores import error_rates
 from speechbrain_peer.evaluation.trials import (
     absent_target,
     partial_overlap,
@@ -22,7 +22,7 @@ from speechbrain_peer.evaluation.trials import (
     third_talker,
     vary,
 )
-from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer.utils.files import DataError
 
 RATE = 8000
 

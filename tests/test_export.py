@@ -12,11 +12,11 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.core import create_experiment_directory
 from tiny_model import TRAINING_YAML, build, export, write_run
 
-from speechbrain_peer.export import STAGES, export_model
-from speechbrain_peer.folding import can_fold, fold_predictors
-from speechbrain_peer.loading import check_yaml, load_card, load_model
 from speechbrain_peer.nnet.filterbank import Encoder
-from speechbrain_peer.peer_learning import embed, extract
+from speechbrain_peer.packaging.export import STAGES, export_model
+from speechbrain_peer.packaging.loading import check_yaml, load_card, load_model
+from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.peer_learning.folding import can_fold, fold_predictors
 
 HPARAMS = sorted((Path(__file__).parents[1] / "hparams").glob("*.yaml"))
 YAML, WEIGHTS = "hyperparams.yaml", "weights.ckpt"
@@ -202,13 +202,13 @@ ATTACKS = [
     """e: ''\nb: "<e>(!!python/object/apply:os.system ['touch PWNED'])"\nx: !ref <b>""",
     # Allowed packages lead to others, and have functions and other classes.
     "x: !new:torch.hub.load [a, b]",
-    "x: !new:speechbrain_peer.inference.Pretrained",
+    "x: !new:speechbrain_peer.inference.interface.Pretrained",
     "x: !new:speechbrain_peer.training.checkpoints.SafeCheckpointer [PWNED]",
     "x: !name:torch.load",
     "x: !new:torch.nn.functional.torch.utils.data.DataLoader {dataset: [1]}",
     "x: !name:torch.nn.functional.torch.hub.load",
-    "x: !name:speechbrain_peer.export.export_model {folder: /tmp/x}",
-    "x: !name:speechbrain_peer.inference.os.system",
+    "x: !name:speechbrain_peer.packaging.export.export_model {folder: /tmp/x}",
+    "x: !name:speechbrain_peer.inference.interface.os.system",
     "x: !new:speechbrain.lobes.models.beats.BEATs {ckp_path: evil.ckpt}",
     "x: !new:speechbrain_peerless.Thing",
     "x: !new:torch.nn",

@@ -10,13 +10,17 @@ import torch
 from scipy.signal import resample_poly
 from tiny_model import SAMPLE_RATE, export
 
-from speechbrain_peer.data.audio import AudioError
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.inference_inputs import find_embedding_size
-from speechbrain_peer.nnet.spex_plus import MultiScaleEncoder, SpeakerEncoder
-from speechbrain_peer.peer_learning import extract
-from speechbrain_peer.recordings import Recording, choose_encoding, write_blocks
-from speechbrain_peer.signal import match_level
+from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.inference.inputs import find_embedding_size
+from speechbrain_peer.inference.recordings import (
+    Recording,
+    choose_encoding,
+    write_blocks,
+)
+from speechbrain_peer.models.spex_plus import MultiScaleEncoder, SpeakerEncoder
+from speechbrain_peer.peer_learning.exchange import extract
+from speechbrain_peer.utils.audio import AudioError
+from speechbrain_peer.utils.signal import match_level
 
 
 @pytest.fixture(scope="module")

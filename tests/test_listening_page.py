@@ -10,17 +10,17 @@ import pytest
 import soundfile
 from tiny_model import export
 
-from speechbrain_peer import listening_page
+from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.cli import listening_page
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.export import add_match_scorer
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.listening_page import (
+from speechbrain_peer.cli.listening_page import (
     build_page,
     describe_match,
     extract_and_draw,
     launch_page,
 )
-from speechbrain_peer.match import MatchScorer
+from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.packaging.export import add_match_scorer
 
 RATE = 16000
 LONGEST = 120_000  # milliseconds, on a busy machine

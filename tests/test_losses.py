@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from speechbrain_peer.losses import PeerLoss
-from speechbrain_peer.peer_learning import Outputs
-from speechbrain_peer.signal import si_snr
+from speechbrain_peer.peer_learning.exchange import Outputs
+from speechbrain_peer.peer_learning.losses import PeerLoss
+from speechbrain_peer.utils.signal import si_snr
 
 PEERS, BATCH, TIME = 2, 3, 400
 

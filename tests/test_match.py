@@ -7,12 +7,12 @@ import torch
 from speechbrain.inference.interfaces import foreign_class
 from tiny_model import build, export
 
+from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.evaluation.calibration import calibrate
-from speechbrain_peer.export import add_match_scorer
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.match import MatchScorer
-from speechbrain_peer.training.pretrained import load_pretrained
+from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.training.fine_tuning import load_pretrained
 
 SIZE, RATE = 16, 8000
 

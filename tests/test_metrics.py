@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_peer import metrics
-from speechbrain_peer.metrics import score_item, si_sdr, why_no_pesq
-from speechbrain_peer.scoring import ScoringPool
+from speechbrain_peer.evaluation import metrics
+from speechbrain_peer.evaluation.metrics import score_item, si_sdr, why_no_pesq
+from speechbrain_peer.evaluation.scoring import ScoringPool
 
 RATE = 8000
 
@@ -95,7 +95,7 @@ def test_pesq_has_no_value_at_other_rates():
 def test_missing_pesq_is_no_error():
     code = (
         "import sys; sys.modules['pesq'] = None; import json, numpy as np\n"
-        "from speechbrain_peer.metrics import score_item, why_no_pesq\n"
+        "from speechbrain_peer.evaluation.metrics import score_item, why_no_pesq\n"
         "a, b = np.random.default_rng(0).standard_normal((2, 8000))\n"
         "pesq = score_item(a, a, a + b, [b], 8000)['pesq']\n"
         "print(json.dumps([str(pesq), why_no_pesq(8000)]))"
@@ -105,7 +105,7 @@ def test_missing_pesq_is_no_error():
         capture_output=True,
         check=True,
         text=True,
-        cwd=Path(metrics.__file__).parents[1],
+        cwd=Path(metrics.__file__).parents[2],
     )
     value, reason = json.loads(done.stdout)
     assert value == "nan"
@@ -214,14 +214,15 @@ def test_two_items_of_one_name_are_refused():
 
 def test_scoring_processes_do_not_load_torch():
     code = (
-        "import sys; from speechbrain_peer import scoring; scoring._keep_torch_out()\n"
-        "import speechbrain_peer.metrics; print('torch' in sys.modules)"
+        "import sys; from speechbrain_peer.evaluation import scoring\n"
+        "scoring._keep_torch_out()\n"
+        "import speechbrain_peer.evaluation.metrics; print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         check=True,
         text=True,
-        cwd=Path(metrics.__file__).parents[1],
+        cwd=Path(metrics.__file__).parents[2],
     )
     assert done.stdout.strip() == "False"

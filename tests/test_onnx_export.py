@@ -7,9 +7,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from tiny_model import SAMPLE_RATE, TRAINING_YAML
 
-from speechbrain_peer.export import export_model
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.onnx_export import (
+from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.packaging.export import export_model
+from speechbrain_peer.packaging.onnx import (
     OPSET,
     Extractor,
     SpeakerNetwork,
@@ -147,7 +147,7 @@ def test_graphs_of_another_model_are_refused(exported, tmp_path):
 
 def test_a_graph_that_differs_is_not_left_behind(tmp_path, monkeypatch):
     need_extra()
-    monkeypatch.setattr("speechbrain_peer.onnx_export.TOLERANCE", -1.0)
+    monkeypatch.setattr("speechbrain_peer.packaging.onnx.TOLERANCE", -1.0)
     source = export_small(tmp_path / "model", n_blocks=1)
     with pytest.raises(ValueError, match="not to be used"):
         export_onnx(source, tmp_path / "graphs")

@@ -7,14 +7,14 @@ from hyperpyyaml import load_hyperpyyaml
 from tiny_model import TRAINING_YAML, build
 from torch.nn import ModuleDict
 
-from speechbrain_peer.losses import PeerLoss, relative_distance
-from speechbrain_peer.peer_learning import (
+from speechbrain_peer.peer_learning.exchange import (
     EXCHANGES,
     Predictor,
     extract,
     learn_from_peers,
     represent,
 )
+from speechbrain_peer.peer_learning.losses import PeerLoss, relative_distance
 
 # Of four pairs, and of the peers that should lend in them.
 LENGTHS = (1200, 803, 1117, 16)

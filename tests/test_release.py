@@ -7,13 +7,13 @@ import torch
 from speechbrain.inference.interfaces import foreign_class
 from tiny_model import build, write_run
 
-from speechbrain_peer.data.files import DataError
-from speechbrain_peer.export import add_match_scorer
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.match import MatchScorer
-from speechbrain_peer.peer_learning import embed, extract
-from speechbrain_peer.release import export_run
+from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
+from speechbrain_peer.training.release import export_run
+from speechbrain_peer.utils.files import DataError
 
 METRICS = {"corpus": "Made noise.", "run": {"optimizer_steps": 12}}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_peer import metrics
-from speechbrain_peer.reports import save_examples, write_scores
+from speechbrain_peer.evaluation import metrics
+from speechbrain_peer.evaluation.reports import save_examples, write_scores
 
 
 def item(si_sdr, mixture_si_sdr, pesq=2.0, wrong_speaker=False):

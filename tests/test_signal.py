@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_peer.signal import match_level, sample_mask, si_snr
+from speechbrain_peer.utils.signal import match_level, sample_mask, si_snr
 
 LENGTHS = (800, 31, 1, 417)
 

@@ -13,9 +13,9 @@ import torch
 from filelock import FileLock
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from speechbrain_peer.data.audio import read_audio
-from speechbrain_peer.data.files import DataError
-from speechbrain_peer.inference import TargetSpeechExtraction
+from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.utils.audio import read_audio
+from speechbrain_peer.utils.files import DataError
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted(ROOT.glob("hparams/*.yaml"))

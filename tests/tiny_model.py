@@ -3,7 +3,7 @@
 from hyperpyyaml import load_hyperpyyaml
 from torch.nn import ModuleDict
 
-from speechbrain_peer.export import export_model
+from speechbrain_peer.packaging.export import export_model
 
 SAMPLE_RATE = 8000
 
@@ -23,7 +23,7 @@ encoder: !new:speechbrain_peer.nnet.filterbank.Encoder
     kernel_size: !ref <kernel_size>
     stride: !ref <stride>
 
-speaker_encoder: !new:speechbrain_peer.nnet.td_speakerbeam.SpeakerEncoder
+speaker_encoder: !new:speechbrain_peer.models.td_speakerbeam.SpeakerEncoder
     n_filters: !ref <n_filters>
     kernel_size: !ref <kernel_size>
     stride: !ref <stride>
@@ -32,7 +32,7 @@ speaker_encoder: !new:speechbrain_peer.nnet.td_speakerbeam.SpeakerEncoder
     n_blocks: 3
     embedding_size: 8
 
-separator: !new:speechbrain_peer.nnet.td_speakerbeam.Separator
+separator: !new:speechbrain_peer.models.td_speakerbeam.Separator
     n_filters: !ref <n_filters>
     channels: 8
     hidden_channels: 12
@@ -42,12 +42,12 @@ separator: !new:speechbrain_peer.nnet.td_speakerbeam.Separator
     adaptation: mul
     embedding_size: 8
 
-predictor1: !new:speechbrain_peer.peer_learning.Predictor
+predictor1: !new:speechbrain_peer.peer_learning.exchange.Predictor
     in_channels: 8
     out_channels: !ref <n_filters>
     exchange: !ref <exchange>
 
-predictor2: !new:speechbrain_peer.peer_learning.Predictor
+predictor2: !new:speechbrain_peer.peer_learning.exchange.Predictor
     in_channels: !ref <n_filters> * 2
     out_channels: !ref <n_filters>
     exchange: !ref <exchange>

@@ -13,8 +13,8 @@ import argparse
 import logging
 import sys
 
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.layout import SUBSETS
+from speechbrain_peer.utils.files import DataError
 
 
 def parse_arguments():

@@ -8,7 +8,7 @@
 
 To read the code, first scroll to the bottom to see the main code: data, training,
 export, test. It knows no architecture: the stages come from the YAML, and
-`speechbrain_peer.peer_learning` strings them together.
+`speechbrain_peer.peer_learning.exchange` strings them together.
 """
 
 import sys
@@ -24,18 +24,18 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.train_logger import TensorboardLogger
 
-from speechbrain_peer.curves import append_epoch
+from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.data.dataset import evaluation_set, training_set
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.evaluation.calibration import calibrate
-from speechbrain_peer.export import check_replaceable, export_model
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.peer_learning import embed, extract
-from speechbrain_peer.reports import save_examples, write_scores
-from speechbrain_peer.runtime import keep_freed_memory
-from speechbrain_peer.scoring import ScoringPool
-from speechbrain_peer.signal import match_level, sample_mask, si_snr
-from speechbrain_peer.training.pretrained import load_pretrained
+from speechbrain_peer.evaluation.reports import save_examples, write_scores
+from speechbrain_peer.evaluation.scoring import ScoringPool
+from speechbrain_peer.packaging.export import check_replaceable, export_model
+from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.training.curves import append_epoch
+from speechbrain_peer.training.fine_tuning import load_pretrained
+from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.runtime import keep_freed_memory
+from speechbrain_peer.utils.signal import match_level, sample_mask, si_snr
 
 
 class PeerBrain(sb.Brain):

@@ -1,6 +1,6 @@
 """The command `tse`: extraction, and what one does with models, from the shell."""
 
-from speechbrain_peer.loading import DEFAULT_MODEL
+from speechbrain_peer.packaging.loading import DEFAULT_MODEL
 
 
 def add_model_options(add):

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from speechbrain_peer.cli import calibrate, demo, export, extract, info
-from speechbrain_peer.runtime import check_device
+from speechbrain_peer.utils.runtime import check_device
 
 COMMANDS = {
     "extract": extract,

@@ -1,9 +1,9 @@
 """Serves a page to extract and listen in the browser, on this computer alone."""
 
 from speechbrain_peer.cli import add_model_options
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.listening_page import build_page, import_gradio, launch_page
-from speechbrain_peer.runtime import keep_freed_memory
+from speechbrain_peer.cli.listening_page import build_page, import_gradio, launch_page
+from speechbrain_peer.inference.interface import TargetSpeechExtraction
+from speechbrain_peer.utils.runtime import keep_freed_memory
 
 
 def add_arguments(parser):

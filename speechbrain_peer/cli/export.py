@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from speechbrain_peer.release import export_run
+from speechbrain_peer.training.release import export_run
 
 
 def add_arguments(parser):

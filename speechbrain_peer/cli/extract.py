@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from speechbrain_peer.cli import add_model_options
-from speechbrain_peer.data.files import DataError
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.recordings import audio_suffixes, check_output
-from speechbrain_peer.runtime import keep_freed_memory
+from speechbrain_peer.inference.interface import TargetSpeechExtraction
+from speechbrain_peer.inference.recordings import audio_suffixes, check_output
+from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.runtime import keep_freed_memory
 
 MOST_NAMED = 10
 """Files of which a message gives the names."""

@@ -1,6 +1,6 @@
 """Describes a model: sample rate, stages, sizes, model card."""
 
-from speechbrain_peer.loading import load_card, load_model
+from speechbrain_peer.packaging.loading import load_card, load_model
 
 
 def add_arguments(parser):

@@ -7,11 +7,11 @@ test are whole utterances with the enrollment that preparation fixed.
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_peer.data.audio import read_audio
 from speechbrain_peer.data.dynamic_mixing import DrawnItems
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.training_items import TrainingItems
+from speechbrain_peer.utils.audio import read_audio
+from speechbrain_peer.utils.files import DataError
 
 
 def training_set(

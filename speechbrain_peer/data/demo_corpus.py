@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from speechbrain_peer.data.demo_sentences import N_SENTENCES, draw_sentences
 from speechbrain_peer.data.espeak import open_espeak
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.layout import SUBSETS
 from speechbrain_peer.data.librimix import LIBRISPEECH_RATE
 from speechbrain_peer.data.mixing_metadata import write_mixing_metadata
 from speechbrain_peer.data.prepare import prepare_librimix
+from speechbrain_peer.utils.files import DataError
 
 DESCRIPTION = "demo_corpus.json"  # the arguments, in every finished corpus
 DEMO_SUBSETS = MappingProxyType(

@@ -5,9 +5,9 @@ import math
 import torch
 from scipy.signal import resample_poly
 
-from speechbrain_peer.data.audio import read_audio
 from speechbrain_peer.data.peers import item_rng
 from speechbrain_peer.data.training_items import TrainingItems
+from speechbrain_peer.utils.audio import read_audio
 
 
 def change_speed(samples, percent):

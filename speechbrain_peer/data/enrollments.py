@@ -9,10 +9,10 @@ import os
 import re
 from pathlib import Path
 
-from speechbrain_peer.data.files import DataError, whole_file
 from speechbrain_peer.data.layout import SUBSETS, speaker_id
 from speechbrain_peer.data.manifests import DATA_ROOT
 from speechbrain_peer.data.peers import SourcePool, item_rng
+from speechbrain_peer.utils.files import DataError, whole_file
 
 
 def find_enrollment_map(maps_folder, subset, subset_folder):

@@ -4,7 +4,7 @@ import os
 from itertools import count
 from pathlib import Path
 
-from speechbrain_peer.data.files import DataError
+from speechbrain_peer.utils.files import DataError
 
 # LibriMix's names of the subsets, and LibriSpeech's.
 SUBSETS = {

@@ -21,9 +21,9 @@ import numpy as np
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from speechbrain_peer.data.audio import read_audio, write_audio
-from speechbrain_peer.data.files import DataError, whole_file
 from speechbrain_peer.data.layout import SUBSETS, utterance_ids, wav_names
+from speechbrain_peer.utils.audio import read_audio, write_audio
+from speechbrain_peer.utils.files import DataError, whole_file
 
 LIBRISPEECH_RATE = 16000
 RECORD = "metadata.sha256"  # what it is rendered from, in every subset's folder

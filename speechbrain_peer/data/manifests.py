@@ -6,9 +6,9 @@ from pathlib import Path
 
 from speechbrain.dataio.dataio import load_data_json
 
-from speechbrain_peer.data.audio import AudioError, audio_length
-from speechbrain_peer.data.files import whole_file
 from speechbrain_peer.data.layout import speaker_id, utterance_ids
+from speechbrain_peer.utils.audio import AudioError, audio_length
+from speechbrain_peer.utils.files import whole_file
 
 # Stands for the data's folder in every path, so that a manifest can move with the data.
 DATA_ROOT = "{data_root}"

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from speechbrain_peer.data.audio import AudioError, read_audio
-from speechbrain_peer.data.files import DataError, whole_file
 from speechbrain_peer.data.layout import speaker_id
 from speechbrain_peer.data.librimix import LIBRISPEECH_RATE
+from speechbrain_peer.utils.audio import AudioError, read_audio
+from speechbrain_peer.utils.files import DataError, whole_file
 
 LOUDNESS_RANGE = (-33.0, -25.0)  # LUFS
 MAX_AMPLITUDE = 0.9

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from speechbrain_peer.data.files import DataError
+from speechbrain_peer.utils.files import DataError
 
 
 def item_rng(seed, epoch, item_id):

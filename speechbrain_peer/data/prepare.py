@@ -14,7 +14,6 @@ from speechbrain_peer.data.enrollments import (
     read_enrollment_map,
     write_enrollment_map,
 )
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.layout import SUBSETS, scan_subset, subset_path
 from speechbrain_peer.data.librimix import (
     check_rendered,
@@ -25,6 +24,7 @@ from speechbrain_peer.data.librimix import (
 )
 from speechbrain_peer.data.manifests import build_manifest, write_manifest
 from speechbrain_peer.data.peers import check_pool, draw_listed_peers
+from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
 

@@ -5,8 +5,8 @@ Mixture, second mixture, target and a random enrollment.
 
 import torch
 
-from speechbrain_peer.data.audio import read_audio
 from speechbrain_peer.data.peers import SourcePool, item_rng
+from speechbrain_peer.utils.audio import read_audio
 
 
 class TrainingItems:

@@ -5,13 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from speechbrain_peer.data.files import DataError, whole_file
 from speechbrain_peer.evaluation.long_files import (
     SECONDS,
     compare_chunks,
     join_trials,
 )
-from speechbrain_peer.evaluation.scores import (
+from speechbrain_peer.evaluation.trial_scores import (
     error_rates,
     mean_or_none,
     score_trials,
@@ -25,8 +24,9 @@ from speechbrain_peer.evaluation.trials import (
     third_talker,
     vary,
 )
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.runtime import check_device, keep_freed_memory
+from speechbrain_peer.inference.interface import TargetSpeechExtraction
+from speechbrain_peer.utils.files import DataError, whole_file
+from speechbrain_peer.utils.runtime import check_device, keep_freed_memory
 
 # Conditions that are told apart from the others.
 UNCHANGED, ABSENT = "as they are", "absent target"

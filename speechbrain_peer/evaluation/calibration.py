@@ -7,18 +7,18 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_peer.data.files import DataError
-from speechbrain_peer.evaluation.scores import extract_trial, score_estimate
+from speechbrain_peer.evaluation.trial_scores import extract_trial, score_estimate
 from speechbrain_peer.evaluation.trials import (
     TooFewSpeakers,
     absent_target,
     read_trials,
     vary,
 )
-from speechbrain_peer.export import add_match_scorer, check_replaceable
-from speechbrain_peer.inference import TargetSpeechExtraction
-from speechbrain_peer.match import MatchScorer
-from speechbrain_peer.peer_learning import embed
+from speechbrain_peer.inference.interface import TargetSpeechExtraction
+from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.packaging.export import add_match_scorer, check_replaceable
+from speechbrain_peer.peer_learning.exchange import embed
+from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.evaluation.scores import extract_trial, score_estimate
+from speechbrain_peer.evaluation.metrics import si_sdr
+from speechbrain_peer.evaluation.trial_scores import extract_trial, score_estimate
 from speechbrain_peer.evaluation.trials import Trial
-from speechbrain_peer.metrics import si_sdr
-from speechbrain_peer.streaming import Estimate, extract_chunks
+from speechbrain_peer.inference.chunks import Estimate, extract_chunks
 
 SECONDS = 60
 
@@ -61,7 +61,7 @@ def compare_chunks(model, recordings):
 
     Arguments
     ---------
-    model : speechbrain_peer.inference.TargetSpeechExtraction
+    model : speechbrain_peer.inference.interface.TargetSpeechExtraction
         At the recordings' sample rate.
     recordings : list of Trial
         From `join_trials`.

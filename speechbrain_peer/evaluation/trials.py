@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from speechbrain_peer.data.audio import read_audio
-from speechbrain_peer.data.files import DataError
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.peers import item_rng
-from speechbrain_peer.recordings import resample_blocks
+from speechbrain_peer.inference.recordings import resample_blocks
+from speechbrain_peer.utils.audio import read_audio
+from speechbrain_peer.utils.files import DataError
 
 
 class TooFewSpeakers(DataError):

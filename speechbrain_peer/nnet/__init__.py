@@ -1,1 +1,1 @@
-"""Backbones: each file holds the stages of one target speech extractor."""
+"""The layers that backbones are made of."""

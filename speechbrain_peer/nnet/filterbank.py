@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from speechbrain_peer.signal import sample_mask
+from speechbrain_peer.utils.signal import sample_mask
 
 
 class _Filterbank(nn.Module):

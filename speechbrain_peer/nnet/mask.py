@@ -4,13 +4,13 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.conv_block import prelu
-from speechbrain_peer.peer_learning import has_predictors
+from speechbrain_peer.peer_learning.exchange import has_predictors
 
 
 class Combination(nn.Linear):
     """Where peer learning enters: e + C r, with a linear map C into the space of e.
 
-    Folded (see `speechbrain_peer.folding`) it is a linear map of e alone.
+    Folded (see `speechbrain_peer.peer_learning.folding`) it is a linear map of e alone.
     """
 
     def forward(self, e, r=None):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.filterbank import overlap_add
-from speechbrain_peer.signal import sample_mask
+from speechbrain_peer.utils.signal import sample_mask
 
 MIN_ENVELOPE = 1e-3
 """Least sum of squared windows to divide a sample by, against the tails of signals."""

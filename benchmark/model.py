@@ -1,0 +1,196 @@
+"""The whole model, with and without peer learning: training steps and extraction."""
+
+import functools
+from itertools import product
+
+import torch
+from torch import nn
+
+from benchmark.measure import (
+    PRECISIONS,
+    precision_context,
+    time_in_turns,
+)
+from benchmark.report import Table
+from speechbrain_peer.models.td_speakerbeam import Separator, SpeakerEncoder
+from speechbrain_peer.nnet.filterbank import Decoder, Encoder
+from speechbrain_peer.nnet.mask import MaskHead
+from speechbrain_peer.peer_learning.exchange import (
+    Predictor,
+    embed,
+    extract,
+    learn_from_peers,
+)
+from speechbrain_peer.peer_learning.folding import fold_predictors
+from speechbrain_peer.peer_learning.losses import PeerLoss
+
+EXCHANGES = {"TD-SpeakerBeam": "none", "TD-SpeakerBeam + PL": "better"}
+MAX_GRAD_NORM = 5.0
+LONG_ROUNDS = {"repeats": 1, "warm_up": 1}  # of what takes long
+
+
+def build_stages(sizes, exchange):
+    """TD-SpeakerBeam, as hparams/td_speakerbeam_pl.yaml builds it.
+
+    Arguments
+    ---------
+    sizes : Sizes
+    exchange : str
+        One of `peer_learning.EXCHANGES`.
+
+    Returns
+    -------
+    torch.nn.ModuleDict
+    """
+    filters = (sizes.n_filters, sizes.kernel_size, sizes.stride)
+    channels = (sizes.channels, sizes.hidden_channels)
+    stages = {
+        "encoder": Encoder(*filters),
+        "speaker_encoder": SpeakerEncoder(
+            *filters, *channels, sizes.n_blocks, embedding_size=sizes.channels
+        ),
+        "separator": Separator(
+            sizes.n_filters,
+            *channels,
+            sizes.n_blocks,
+            sizes.n_repeats,
+            adapted_block=sizes.n_blocks - 1,
+            adaptation="mul",
+            embedding_size=sizes.channels,
+        ),
+        "predictor1": Predictor(sizes.channels, sizes.n_filters, exchange),
+        "predictor2": Predictor(2 * sizes.n_filters, sizes.n_filters, exchange),
+        "mask_head": MaskHead(sizes.channels, sizes.n_filters, exchange),
+        "decoder": Decoder(*filters),
+    }
+    return nn.ModuleDict(stages)
+
+
+class TrainingStep:
+    """A step as the recipe's: forward, loss, backward, clipping and Adam.
+
+    Arguments
+    ---------
+    exchange : str
+        With `none` the mixtures are single ones, else pairs of peers.
+    precision : str
+        `fp32` or `bf16`.
+    device : str
+        `cpu` or `cuda`.
+    sizes : Sizes
+        Of a batch of so many mixtures, all in all.
+    """
+
+    def __init__(self, exchange, precision, device, sizes):
+        self.exchange, self.precision, self.device = exchange, precision, device
+        self.stages = build_stages(sizes, exchange).to(device)
+        self.loss = PeerLoss()
+        self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=1e-3)
+        noise = torch.randn(sizes.n_mixtures, sizes.samples, device=device)
+        n_targets = sizes.n_mixtures // (1 if exchange == "none" else 2)
+        self.mixtures, self.targets = noise, noise[:n_targets].flip(1)
+        self.enrollments = noise[:n_targets].flip(0)
+        self.lens = torch.ones(n_targets, device=device)
+
+    def __call__(self):
+        """Runs it."""
+        with precision_context(self.precision, self.device):
+            embeddings = embed(self.stages, self.enrollments, self.lens)
+            outputs = learn_from_peers(
+                self.stages,
+                self.mixtures,
+                embeddings,
+                self.targets,
+                self.lens,
+                self.exchange,
+            )
+            loss, _ = self.loss(outputs, self.targets, self.lens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.stages.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+@torch.inference_mode()
+def extract_once(stages, precision, mixture, enrollment):
+    """Embeds the speaker and extracts from the whole mixture at once."""
+    with precision_context(precision, mixture.device.type):
+        return extract(stages, mixture, embed(stages, enrollment))
+
+
+def time_training(sizes, repeats, device):
+    """Measures training steps of equally many mixtures.
+
+    Arguments
+    ---------
+    sizes : Sizes
+    repeats : int
+        Rounds that count.
+    device : str
+        `cpu` or `cuda`.
+
+    Returns
+    -------
+    Table
+        Of seconds per mixture; rows are the keys of `EXCHANGES`.
+    """
+    n_mixtures = sizes.n_mixtures
+    table = Table(
+        f"Training, a step of {n_mixtures} mixtures of {sizes.seconds:g} s",
+        [f"{precision} [s per mixture]" for precision in PRECISIONS],
+    )
+    cells = list(product(EXCHANGES, zip(PRECISIONS, table.columns, strict=True)))
+    cases = {
+        (row, column): TrainingStep(EXCHANGES[row], precision, device, sizes)
+        for row, (precision, column) in cells
+    }
+    for cell, seconds in time_in_turns(cases, repeats, device, "training").items():
+        table.add(*cell, [second / n_mixtures for second in seconds])
+    return table
+
+
+def time_extraction(sizes, repeats, device):
+    """Measures the real-time factor: seconds of work per second of audio.
+
+    Arguments
+    ---------
+    sizes : Sizes
+    repeats : int
+        Rounds that count, fewer for the longest mixtures.
+    device : str
+        `cpu` or `cuda`.
+
+    Returns
+    -------
+    Table
+    """
+    table = Table(
+        "Extraction, real-time factor",
+        [
+            f"{seconds:g} s, {precision}"
+            for seconds, precision in product(sizes.long_seconds, PRECISIONS)
+        ],
+    )
+    table.notes.append("Every mixture is extracted from in whole.")
+    with_peers = fold_predictors(build_stages(sizes, "better"))
+    models = {
+        "TD-SpeakerBeam": build_stages(sizes, "none").to(device),
+        "TD-SpeakerBeam + PL, as exported": nn.ModuleDict(with_peers).to(device),
+    }
+    enrollment = torch.randn(1, sizes.samples, device=device)
+    for seconds in sizes.long_seconds:
+        mixture = torch.randn(1, round(seconds * sizes.sample_rate), device=device)
+        cases = {
+            (row, f"{seconds:g} s, {precision}"): functools.partial(
+                extract_once, stages, precision, mixture, enrollment
+            )
+            for (row, stages), precision in product(models.items(), PRECISIONS)
+        }
+        rounds = {"repeats": repeats}
+        if seconds > min(sizes.long_seconds):
+            rounds = LONG_ROUNDS
+        title = f"extraction from {seconds:g} s"
+        taken_by = time_in_turns(cases, device=device, title=title, **rounds)
+        for cell, taken in taken_by.items():
+            table.add(*cell, [second / seconds for second in taken])
+    return table

@@ -1,0 +1,167 @@
+"""Systems against a control, item by item: what peer learning and lending change.
+
+A test set has many mixtures but few talkers, and mixtures of one talker are not
+independent: how far a difference can be trusted is told by its spread over talkers.
+"""
+
+import csv
+import math
+import statistics
+from typing import NamedTuple
+
+from recipes.LibriMix.comparison.tables import markdown_table, number
+from speechbrain_peer.data.layout import speaker_id
+from speechbrain_peer.evaluation.reports import SCORES_FILE
+from speechbrain_peer.utils.files import DataError
+
+CONTROLS = {"none": "the method", "itself": "lending"}
+"""Exchanges to compare with, and what the difference is the effect of."""
+
+
+class Difference(NamedTuple):
+    """Of a system to its control, on the seeds that both have."""
+
+    system: str
+    control: str
+    effect: str
+    """What it is the effect of."""
+    seeds: list[int]
+    speakers: int
+    si_sdri: float
+    """Mean over items and seeds, in dB."""
+    standard_error: float | None
+    """Of the mean over target speakers, in dB; None with one speaker."""
+    speakers_ahead: int
+    """Target speakers with whom the system has the higher mean."""
+
+
+def differences(group):
+    """Compares the systems with peer learning with those that lack a part of it.
+
+    Arguments
+    ---------
+    group : Group
+
+    Returns
+    -------
+    list of Difference
+        Only of systems with the same backbone and kind of peers, and of runs that have
+        kept their `test_scores.csv`.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read, or runs have been tested on other items.
+    """
+    found = []
+    for control in group.systems:
+        effect = CONTROLS.get(control.first.exchange)
+        if effect is None or control.first.peers == "off":
+            continue
+        for system in group.systems:
+            if _adds_to(system.first, control.first):
+                found += _compare(system, control, effect)
+    return found
+
+
+def difference_table(rows):
+    """Writes them.
+
+    Arguments
+    ---------
+    rows : list of Difference
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    headings = (
+        "system minus control",
+        "effect of",
+        "seeds",
+        "SI-SDRi (dB)",
+        "standard error over target speakers (dB)",
+        "speakers ahead",
+    )
+    cells = [
+        (
+            f"{row.system} minus {row.control}",
+            row.effect,
+            ", ".join(map(str, row.seeds)),
+            f"{row.si_sdri:+.2f}",
+            number(row.standard_error, 2),
+            f"{row.speakers_ahead} of {row.speakers}",
+        )
+        for row in rows
+    ]
+    return markdown_table(headings, cells)
+
+
+def _adds_to(run, control):
+    """Whether a run has all that the control has, and lends more."""
+    alike = (run.backbone, run.peers) == (control.backbone, control.peers)
+    more = {"none": ("itself", "anyway", "better"), "itself": ("anyway", "better")}
+    return alike and run.exchange in more[control.exchange]
+
+
+def _compare(system, control, effect):
+    """One difference, or none where the runs have nothing in common."""
+    ours, theirs = ({run.seed: run for run in s.runs} for s in (system, control))
+    by_speaker, seeds = {}, []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        scores, reference = _read(ours[seed]), _read(theirs[seed])
+        if scores is None or reference is None:
+            continue
+        if scores.keys() != reference.keys():
+            raise DataError(
+                f"{ours[seed].folder} and {theirs[seed].folder}: have been tested on "
+                "other items"
+            )
+        seeds.append(seed)
+        for item_id, si_sdri in scores.items():
+            difference = si_sdri - reference[item_id]
+            by_speaker.setdefault(_target_speaker(item_id), []).append(difference)
+    if not seeds:
+        return []
+    means = [statistics.fmean(values) for values in by_speaker.values()]
+    error = None
+    if len(means) > 1:
+        error = statistics.stdev(means) / math.sqrt(len(means))
+    return [
+        Difference(
+            system=system.name,
+            control=control.name,
+            effect=effect,
+            seeds=seeds,
+            speakers=len(means),
+            si_sdri=statistics.fmean(
+                x for values in by_speaker.values() for x in values
+            ),
+            standard_error=error,
+            speakers_ahead=sum(mean > 0 for mean in means),
+        )
+    ]
+
+
+def _read(run):
+    """SI-SDRi by item; None where the run has not kept its scores."""
+    path = run.folder / SCORES_FILE
+    if not path.exists():
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            # A silent target has no score.
+            return {
+                row["ID"]: float(row["si_sdri"])
+                for row in csv.DictReader(file)
+                if row["si_sdri"]
+            }
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read: {error!r}") from error
+
+
+def _target_speaker(item_id):
+    """Of an item such as 1272-128104-0000_2035-147961-0014_s2, that is, 2035."""
+    mixture_id, _, source = item_id.rpartition("_s")
+    return speaker_id(mixture_id.split("_")[int(source) - 1])

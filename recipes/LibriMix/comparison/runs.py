@@ -1,0 +1,184 @@
+"""Finished runs: found in folders and read, each on its own."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import ruamel.yaml
+from hyperpyyaml import resolve_references
+
+from speechbrain_peer.packaging.loading import HPARAMS_FILE
+from speechbrain_peer.peer_learning.exchange import learn_from_peers
+from speechbrain_peer.peer_learning.losses import PeerLoss
+from speechbrain_peer.utils.files import DataError
+
+METRICS_FILE = "metrics.json"
+# By the module of the separator's class. The order is that of the tables' rows.
+BACKBONES = {
+    "speechbrain_peer.models.dpccn": "sDPCCN",
+    "speechbrain_peer.models.td_speakerbeam": "TD-SpeakerBeam",
+    "speechbrain_peer.models.spex_plus": "SpEx+",
+    "speechbrain_peer.models.sepformer": "SepFormer",
+}
+_WITH_OPTIONS = {"loss": PeerLoss, "learn_from_peers": learn_from_peers}
+_MEANS = ("si_sdr", "si_sdri", "pesq", "stoi")
+_MIXTURE_MEANS = ("mixture_si_sdr", "mixture_pesq", "mixture_stoi")
+_PERCENTS = ("wrong_speaker_percent", "worse_than_mixture_percent")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run has left."""
+
+    folder: Path
+    backbone: str
+    settings: dict
+    """The YAML's plain values by key, and the options of loss and exchange as
+    `loss.<key>` and `learn_from_peers.<key>`."""
+    corpus: str
+    items: int
+    scores: dict
+    """Means over the test items by name; None where there is no value."""
+    mixture: dict
+    """The same of the mixtures."""
+    tested_step: int | None
+    """Optimizer steps of the checkpoint tested."""
+
+    @property
+    def seed(self):
+        """Of the training."""
+        return self.settings["seed"]
+
+    @property
+    def peers(self):
+        """`off`, `listed` or `drawn`."""
+        return self.settings["peers"]
+
+    @property
+    def exchange(self):
+        """What the branches lend each other."""
+        return self.settings["exchange"]
+
+    @property
+    def hparams_file(self):
+        """Path of the run's YAML."""
+        return self.folder / HPARAMS_FILE
+
+
+def find_runs(paths):
+    """Reads all finished runs in and below folders.
+
+    Arguments
+    ---------
+    paths : iterable of str or pathlib.Path
+        Folders of runs, or folders above them.
+
+    Returns
+    -------
+    list of Run
+        Each once, in the order of the paths.
+
+    Raises
+    ------
+    DataError
+        If there is none below a path, or one cannot be read.
+    """
+    folders = {}
+    for path in map(Path, paths):
+        found = sorted(file.parent for file in path.rglob(METRICS_FILE))
+        if not found:
+            raise DataError(f"{path}: no finished run, which has a {METRICS_FILE}")
+        folders |= {folder.resolve(): folder for folder in found}
+    return [read_run(folder) for folder in folders.values()]
+
+
+def read_run(folder):
+    """Reads one run; nothing that its YAML names is built or called.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    DataError
+        With the file that cannot be read, or the entry that it lacks.
+    """
+    metrics = _read_metrics(folder / METRICS_FILE)
+    hparams = _read_hparams(folder / HPARAMS_FILE)
+    separator = hparams["modules"]["separator"].tag.value.partition(":")[2]
+    settings = {"separator": separator, **_plain(hparams)}
+    for key, function in _WITH_OPTIONS.items():
+        # A run from before there was an option has been made with its default.
+        options = _defaults(function) | _plain(hparams.get(key))
+        settings |= {f"{key}.{name}": value for name, value in options.items()}
+    means = metrics["means"]
+    percents = {name.removesuffix("_percent"): metrics[name] for name in _PERCENTS}
+    return Run(
+        folder=folder,
+        backbone=_backbone(separator),
+        settings=settings,
+        corpus=metrics["corpus"],
+        items=metrics["items"],
+        scores={name: means[name] for name in _MEANS} | percents,
+        mixture={name.partition("_")[2]: means[name] for name in _MIXTURE_MEANS},
+        tested_step=metrics["run"].get("optimizer_steps"),
+    )
+
+
+def _read_metrics(path):
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    _check_keys(metrics, ("corpus", "items", "means", "run", *_PERCENTS), path)
+    _check_keys(metrics["means"], (*_MEANS, *_MIXTURE_MEANS), path)
+    return metrics
+
+
+def _read_hparams(path):
+    """The YAML's nodes."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            hparams = ruamel.yaml.YAML().load(resolve_references(stream))
+    except (OSError, ValueError, ruamel.yaml.error.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    _check_keys(hparams, ("seed", "peers", "exchange", "modules"), path)
+    _check_keys(hparams["modules"], ("separator",), path)
+    return hparams
+
+
+def _check_keys(mapping, keys, path):
+    if not isinstance(mapping, dict):
+        raise DataError(f"{path}: is not what a finished run leaves")
+    missing = ", ".join(key for key in keys if key not in mapping)
+    if missing:
+        raise DataError(f"{path}: has no {missing}")
+
+
+def _plain(node):
+    """The entries of a YAML's node that are plain values; only a mapping has some."""
+    return {
+        key: value
+        for key, value in (node.items() if isinstance(node, dict) else ())
+        if value is None or isinstance(value, (str, int, float))
+    }
+
+
+def _defaults(function):
+    """The options of a function that have plain default values."""
+    parameters = inspect.signature(function).parameters.values()
+    return _plain({parameter.name: parameter.default for parameter in parameters})
+
+
+def _backbone(separator):
+    """Name of the backbone, by the path of its separator's class."""
+    for module, name in BACKBONES.items():
+        if separator.startswith(f"{module}."):
+            return name
+    return separator.rpartition(".")[2]

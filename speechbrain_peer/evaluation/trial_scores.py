@@ -1,0 +1,161 @@
+"""Scores of a model on trials."""
+
+import math
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speechbrain_peer.evaluation.metrics import si_sdr
+
+
+def score_trials(model, trials, title):
+    """Extracts from every trial and scores it.
+
+    Arguments
+    ---------
+    model : speechbrain_peer.inference.interface.TargetSpeechExtraction
+        At the trials' sample rate.
+    trials : list of Trial
+        See `speechbrain_peer.evaluation.trials`.
+    title : str
+        Of the progress bar.
+
+    Returns
+    -------
+    list of dict
+        `si_sdr`, `si_sdri` (dB), `wrong_speaker`, and `match`, which is NaN where the
+        model tells no match score.
+    """
+    scores = []
+    for trial in tqdm(trials, desc=title, leave=False):
+        embedding, estimate = extract_trial(model, trial)
+        match = math.nan
+        if model.tells_match:
+            match = model.match_score(estimate, embedding).item()
+        scores.append(
+            {
+                **score_estimate(estimate[0].cpu().numpy(), trial),
+                "match": match,
+            }
+        )
+    return scores
+
+
+def extract_trial(model, trial):
+    """Embeds a trial's enrollment and extracts.
+
+    Arguments
+    ---------
+    model : speechbrain_peer.inference.interface.TargetSpeechExtraction
+        At the trial's sample rate.
+    trial : Trial
+
+    Returns
+    -------
+    embedding : torch.Tensor
+        (1, embedding).
+    estimate : torch.Tensor
+        (1, time).
+    """
+    mixture, enrollment = (
+        torch.from_numpy(signal)[None] for signal in (trial.mixture, trial.enrollment)
+    )
+    embedding = model.encode_speaker(enrollment)
+    return embedding, model.extract_batch(mixture, embeddings=embedding)
+
+
+def score_estimate(estimate, trial):
+    """SI-SDR, its improvement (dB), and whether an interferer is closer.
+
+    Arguments
+    ---------
+    estimate : np.ndarray
+        (time,).
+    trial : Trial
+        What it was extracted from.
+
+    Returns
+    -------
+    dict
+    """
+    ours = si_sdr(estimate, trial.target)
+    return {
+        "si_sdr": ours,
+        "si_sdri": ours - si_sdr(trial.mixture, trial.target),
+        "wrong_speaker": any(si_sdr(estimate, x) > ours for x in trial.interferers),
+    }
+
+
+def error_rates(present, absent, threshold=0.5):
+    """How often a match score is wrong.
+
+    Arguments
+    ---------
+    present : list of dict
+        Scores of trials whose target talks.
+    absent : list of dict
+        Of trials with somebody else's enrollment.
+    threshold : float
+        Below it an estimate is taken for none of the talker.
+
+    Returns
+    -------
+    dict
+        Shares of: `missed`, right estimates below the threshold; `wrong_speaker`,
+        estimates of an interferer above it; `absent`, the same of an absent target;
+        `equal_error`, where the threshold is chosen so that right estimates and all
+        others are as often wrong; `rights` and `wrongs`, how many were extracted. A
+        share of no estimates is None.
+
+    Example
+    -------
+    >>> right, wrong = ({"match": 0.9, "wrong_speaker": w} for w in (False, True))
+    >>> rates = error_rates([right, right, wrong], [{"match": 0.2}])
+    >>> rates["missed"], rates["wrong_speaker"], rates["absent"]
+    (0.0, 1.0, 0.0)
+    >>> error_rates([right], [])["absent"] is None
+    True
+    """
+    right = np.array([x["match"] for x in present if not x["wrong_speaker"]])
+    wrong = np.array([x["match"] for x in present if x["wrong_speaker"]])
+    absent = np.array([x["match"] for x in absent])
+    others = np.concatenate((wrong, absent))
+    return {
+        "missed": mean_or_none(right < threshold),
+        "wrong_speaker": mean_or_none(wrong >= threshold),
+        "absent": mean_or_none(absent >= threshold),
+        "equal_error": _equal_error(right, others),
+        "rights": len(right),
+        "wrongs": len(wrong),
+    }
+
+
+def mean_or_none(values):
+    """Mean of the values that are not NaN; None, as in JSON, where there are none.
+
+    Arguments
+    ---------
+    values : sequence of (float or bool)
+
+    Returns
+    -------
+    float or None
+
+    Example
+    -------
+    >>> mean_or_none([1.0, math.nan, 3.0]), mean_or_none([math.nan]), mean_or_none([])
+    (2.0, None, None)
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def _equal_error(right, others):
+    """Error rate where both kinds are as often wrong; None if one is missing."""
+    if not (len(right) and len(others)):
+        return None
+    candidates = np.unique(np.concatenate((right, others)))
+    errors = [((right < t).mean(), (others >= t).mean()) for t in candidates]
+    return float(min(max(pair) for pair in errors))

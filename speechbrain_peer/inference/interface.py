@@ -1,0 +1,398 @@
+"""Extraction of one talker from mixtures with a trained model."""
+
+import functools
+import io
+import os
+
+import numpy as np
+import torch
+from speechbrain.inference.interfaces import Pretrained
+
+from speechbrain_peer.inference.chunks import extract_recording, file_beside
+from speechbrain_peer.inference.inputs import (
+    check_embeddings,
+    check_enrollments,
+    check_waveforms,
+    find_embedding_size,
+)
+from speechbrain_peer.inference.recordings import (
+    Recording,
+    check_output,
+    choose_encoding,
+    read_start,
+    resample_blocks,
+    write_blocks,
+)
+from speechbrain_peer.packaging.loading import HPARAMS_FILE, load_model
+from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.utils.signal import match_level
+
+# Seconds that are used of an enrollment file: more takes memory and tells little.
+LONGEST_ENROLLMENT = 25.0
+
+
+class TargetSpeechExtraction(Pretrained):
+    """A ready-to-use target speech extractor.
+
+    It returns, of a mixture of several talkers, the one whom an *enrollment*, a few
+    seconds of that talker alone, tells. Estimates have the level that the talker has
+    in the mixture; a silent mixture gives silence.
+
+    Arguments
+    ---------
+    modules : mapping of str to torch.nn.Module
+        The stages.
+    hparams : dict
+        Holds `sample_rate` in Hz.
+    run_opts : dict, optional
+        SpeechBrain's options, such as `{"device": "cuda:0"}`.
+    freeze_params : bool
+        Whether to forbid training of the stages.
+
+    Example
+    -------
+    >>> from speechbrain_peer.nnet.filterbank import Decoder, Encoder
+    >>> from speechbrain_peer.nnet.mask import MaskHead
+    >>> from speechbrain_peer.models.td_speakerbeam import Separator, SpeakerEncoder
+    >>> modules = {
+    ...     "encoder": Encoder(32, 16, 8),
+    ...     "speaker_encoder": SpeakerEncoder(32, 16, 8, 8, 16, 3, embedding_size=8),
+    ...     "separator": Separator(32, 8, 16, 3, 2, 2, "mul", embedding_size=8),
+    ...     "mask_head": MaskHead(8, 32),
+    ...     "decoder": Decoder(32, 16, 8),
+    ... }
+    >>> model = TargetSpeechExtraction(modules, {"sample_rate": 8000})
+    >>> # A trained one: TargetSpeechExtraction.from_hparams(source="its folder")
+    >>> mixtures, enrollments = torch.randn(2, 8000), torch.randn(2, 16000)
+    >>> model.extract_batch(mixtures, enrollments).shape
+    torch.Size([2, 8000])
+    """
+
+    HPARAMS_NEEDED = ("sample_rate",)
+    MODULES_NEEDED = ("encoder", "speaker_encoder", "separator", "mask_head", "decoder")
+
+    def __init__(self, modules, hparams, run_opts=None, freeze_params=True):
+        # The base class declares MODULES_NEEDED but never looks.
+        missing = [name for name in self.MODULES_NEEDED if name not in modules]
+        if missing:
+            raise ValueError(f"The model lacks the modules {', '.join(missing)}")
+        super().__init__(modules, hparams, run_opts, freeze_params)
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source,
+        savedir=None,
+        run_opts=None,
+        trust=False,
+        freeze_params=True,
+        hparams_file=HPARAMS_FILE,
+        revision=None,
+    ):
+        """Loads an exported model.
+
+        Arguments
+        ---------
+        source : str or pathlib.Path
+            A folder, read in place, the name of a model that comes with the package,
+            or a model of the Hugging Face Hub.
+        savedir : str or pathlib.Path, optional
+            Where a model of the Hub is put; by default the Hub's cache.
+        run_opts : dict, optional
+            SpeechBrain's options, such as `{"device": "cuda:0"}`.
+        trust : bool
+            Accepts a YAML that may run code. Without it, a YAML that does more than
+            build networks of this package, SpeechBrain and PyTorch is refused.
+        freeze_params : bool
+            Whether to forbid training of the stages.
+        hparams_file : str
+            Name of the YAML.
+        revision : str, optional
+            Of a model of the Hub: a branch, a tag or a commit.
+
+        Returns
+        -------
+        TargetSpeechExtraction
+        """
+        modules, hparams = load_model(source, savedir, trust, hparams_file, revision)
+        return cls(modules, hparams, run_opts, freeze_params)
+
+    def encode_batch(self, mixtures, mixture_lens=None):
+        """Represents mixtures.
+
+        Arguments
+        ---------
+        mixtures : torch.Tensor
+            (batch, time), at the model's sample rate.
+        mixture_lens : torch.Tensor, optional
+            Relative lengths (batch,), in (0, 1].
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, filters, frames).
+        """
+        mixtures, mixture_lens = check_waveforms(
+            "mixtures", mixtures, mixture_lens, self._device()
+        )
+        with self.inference_ctx:
+            representation, _ = self.mods.encoder(mixtures, mixture_lens)
+        return representation.transpose(1, 2)
+
+    def encode_speaker(self, enrollments, enrollment_lens=None):
+        """Embeds the talkers of enrollments.
+
+        Arguments
+        ---------
+        enrollments : torch.Tensor
+            (batch, time), at the model's sample rate.
+        enrollment_lens : torch.Tensor, optional
+            Relative lengths (batch,), in (0, 1].
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, embedding).
+        """
+        enrollments, lens = check_waveforms(
+            "enrollments", enrollments, enrollment_lens, self._device()
+        )
+        check_enrollments(enrollments, lens, self.hparams.sample_rate)
+        with self.inference_ctx:
+            return embed(self.mods, enrollments, lens)
+
+    def encode_speaker_files(self, enrollment_paths):
+        """Embeds a talker from audio files, once for many mixtures.
+
+        Arguments
+        ---------
+        enrollment_paths : str, pathlib.Path or list of these
+            Speech of the talker, of which the first 25 s are used; channels are
+            averaged, and so are the embeddings of several files.
+
+        Returns
+        -------
+        torch.Tensor
+            (1, embedding).
+        """
+        paths = _as_list(enrollment_paths)
+        if not paths:
+            raise ValueError("enrollment_paths is empty")
+        return torch.stack([self._embed_file(path) for path in paths]).mean(0)
+
+    def decode_batch(self, representation, length):
+        """Synthesizes waveforms.
+
+        Arguments
+        ---------
+        representation : torch.Tensor
+            (batch, filters, frames).
+        length : int
+            Samples of the waveforms.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, time), without a level: see `utils.signal.match_level`.
+        """
+        with self.inference_ctx:
+            waveforms = self.mods.decoder(representation.transpose(1, 2), length)
+        return waveforms[:, 0]
+
+    def extract_batch(
+        self,
+        mixtures,
+        enrollments=None,
+        mixture_lens=None,
+        enrollment_lens=None,
+        embeddings=None,
+    ):
+        """Extracts one talker from each mixture.
+
+        Arguments
+        ---------
+        mixtures : torch.Tensor
+            (batch, time), at the model's sample rate.
+        enrollments : torch.Tensor, optional
+            Speech of the talkers, (batch, time).
+        mixture_lens : torch.Tensor, optional
+            Relative lengths (batch,), in (0, 1]: a padded mixture gives what it gives
+            alone.
+        enrollment_lens : torch.Tensor, optional
+            Relative lengths (batch,), in (0, 1].
+        embeddings : torch.Tensor, optional
+            In place of enrollments, (batch, embedding), from `encode_speaker`.
+
+        Returns
+        -------
+        torch.Tensor
+            Estimates, (batch, time), zero in the padding.
+        """
+        if (enrollments is None) == (embeddings is None):
+            raise ValueError("Give either enrollments or embeddings")
+        mixtures, mixture_lens = check_waveforms(
+            "mixtures", mixtures, mixture_lens, self._device()
+        )
+        if embeddings is None:
+            embeddings = self.encode_speaker(enrollments, enrollment_lens)
+        embeddings = self._checked(embeddings, len(mixtures))
+        with self.inference_ctx:
+            estimates = extract(self.mods, mixtures, embeddings, mixture_lens)
+        return match_level(estimates.float(), mixtures, mixture_lens)
+
+    @property
+    def tells_match(self):
+        """Whether the model has been calibrated to tell a match score."""
+        return "match_scorer" in self.mods
+
+    def match_score(self, estimates, embeddings, lens=None):
+        """Tells how likely each estimate is the enrolled talker.
+
+        It is low where the talker is not in the mixture, or another was taken.
+
+        Arguments
+        ---------
+        estimates : torch.Tensor
+            (batch, time), from `extract_batch`.
+        embeddings : torch.Tensor
+            (batch, embedding), from `encode_speaker`.
+        lens : torch.Tensor, optional
+            Relative lengths of the estimates (batch,), in (0, 1].
+
+        Returns
+        -------
+        torch.Tensor
+            (batch,), in [0, 1]: 1 is sure; a silent estimate has 0.
+
+        Raises
+        ------
+        ValueError
+            If the model has not been calibrated, or the embeddings are not one for
+            each estimate, of another size, or not finite.
+        """
+        if not self.tells_match:
+            raise ValueError(
+                "The model tells no match score: calibrate it (`tse calibrate`)"
+            )
+        estimates, lens = check_waveforms("estimates", estimates, lens, self._device())
+        embeddings = self._checked(embeddings, len(estimates), "estimates")
+        with self.inference_ctx:
+            heard = embed(self.mods, estimates, lens)
+            scores = self.mods.match_scorer(embeddings, heard)
+        return scores * estimates.any(1)
+
+    def forward(self, *args, **kwargs):
+        """Same as `extract_batch`."""
+        return self.extract_batch(*args, **kwargs)
+
+    def extract_file(
+        self,
+        mixture_path,
+        enrollment_paths=None,
+        embedding=None,
+        output_path=None,
+        channels="mix",
+        return_match=False,
+    ):
+        """Extracts one talker from an audio file.
+
+        Files may have any rate and number of channels. They may last for hours: beyond
+        12 s the network runs on chunks that overlap, and what is written to
+        `output_path` is never whole in memory, but meanwhile in a temporary file beside
+        it.
+
+        Arguments
+        ---------
+        mixture_path : str or pathlib.Path
+            The mixture.
+        enrollment_paths : str, pathlib.Path or list of these, optional
+            Speech of the talker, of which the first 25 s are used; channels are
+            averaged, and so are the embeddings of several files.
+        embedding : torch.Tensor, optional
+            In place of enrollments, (embedding,) or (1, embedding).
+        output_path : str or pathlib.Path, optional
+            Where to write the estimate, as `recordings.write_blocks` does: never
+            clipped, in the mixture's encoding where possible.
+        channels : str
+            `mix`: the mixture's channels are averaged; `each`: the talker is extracted
+            from every channel.
+        return_match : bool
+            Whether to return a match score as well, see `match_score`.
+
+        Returns
+        -------
+        estimate : torch.Tensor or str or pathlib.Path
+            The estimate, (time,), or (channels, time) from each, on the CPU, of the
+            mixture file's length and rate; with `output_path`, that path.
+        match : float or None
+            With `return_match`: in [0, 1], of up to 12 s where the estimate is
+            loudest; None from a model that has not been calibrated.
+
+        Raises
+        ------
+        AudioError
+            If a file cannot be read, or the output would replace an input.
+        """
+        if (enrollment_paths is None) == (embedding is None):
+            raise ValueError("Give either enrollment_paths or embedding")
+        if channels not in ("mix", "each"):
+            raise ValueError(f"channels '{channels}': choose mix or each")
+        enrollment_paths = _as_list(enrollment_paths)
+        if output_path is not None:
+            check_output(output_path, [mixture_path, *enrollment_paths])
+        mixture = Recording.open(mixture_path)
+        n_channels = 1 if channels == "mix" else mixture.channels
+        if output_path is not None:
+            encoding = choose_encoding(output_path, mixture, n_channels)
+        if embedding is None:
+            embedding = self.encode_speaker_files(enrollment_paths)
+        embedding = self._checked(torch.atleast_2d(embedding), 1)
+        work = (self.mods, mixture, embedding, n_channels, self.hparams.sample_rate)
+        if output_path is None:
+            with self.inference_ctx:
+                blocks, loudest = extract_recording(*work, io.BytesIO())
+            result = torch.from_numpy(np.concatenate(list(blocks())).T)
+            result = result[0] if channels == "mix" else result
+        else:
+            with file_beside(output_path) as file:
+                with self.inference_ctx:
+                    blocks, loudest = extract_recording(*work, file)
+                write_blocks(output_path, blocks, encoding)
+            result = output_path
+        if not return_match:
+            return result
+        return result, self._match(loudest, embedding) if self.tells_match else None
+
+    def _match(self, estimate, embedding):
+        """Match score of a piece, (samples, channels), by its loudest channel."""
+        channel = np.square(estimate).sum(0).argmax()
+        loudest = torch.from_numpy(np.ascontiguousarray(estimate[:, channel]))
+        return self.match_score(loudest[None], embedding).item()
+
+    def _embed_file(self, path):
+        blocks, rate = read_start(path, LONGEST_ENROLLMENT)
+        blocks = resample_blocks(blocks, rate, self.hparams.sample_rate)
+        waveform = torch.from_numpy(np.concatenate(list(blocks)).T)
+        try:
+            return self.encode_speaker(waveform)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _checked(self, embeddings, count, name="mixtures"):
+        shape = (count, self._embedding_size)
+        return check_embeddings(embeddings, shape, next(self.mods.parameters()), name)
+
+    @functools.cached_property
+    def _embedding_size(self):
+        return find_embedding_size(self.mods, self.hparams.sample_rate)
+
+    def _device(self):
+        # Not self.device, which does not follow .to().
+        return next(self.mods.parameters()).device
+
+
+def _as_list(paths):
+    """One path, several or None, as a list."""
+    if paths is None:
+        return []
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)

@@ -1,0 +1,1 @@
+"""Backbones: each file holds the stages of one target speech extractor."""

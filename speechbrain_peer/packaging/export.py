@@ -1,0 +1,309 @@
+"""From a training run to a folder that `TargetSpeechExtraction` loads."""
+
+import io
+import shutil
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+from hyperpyyaml import (
+    RefTag,
+    dump_hyperpyyaml,
+    load_hyperpyyaml,
+    resolve_references,
+)
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.tag import Tag
+from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.logger import get_logger
+from torch.nn.parallel import DistributedDataParallel
+
+from speechbrain_peer.packaging.loading import (
+    CARD_FILE,
+    HPARAMS_FILE,
+    WEIGHTS_FILE,
+    check_yaml,
+    load_model,
+)
+from speechbrain_peer.peer_learning.folding import can_fold, fold_predictors
+from speechbrain_peer.utils.files import DataError
+
+logger = get_logger(__name__)
+
+# What SpeechBrain's foreign_class needs: its Pretrainer takes weights.ckpt.
+FOREIGN_CLASS = """
+stages: !new:torch.nn.ModuleDict [!ref <modules>]
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    weights: !ref <stages>
+"""
+
+# What extraction runs, in its order; a training run may have further modules.
+STAGES = (
+    "encoder",
+    "speaker_encoder",
+    "separator",
+    "predictor1",
+    "predictor2",
+    "mask_head",
+    "decoder",
+)
+
+# SpeechBrain's foreign_class imports its interface from a file of the model.
+DOCUMENTS = {
+    "custom.py": '"""The interface, for SpeechBrain\'s foreign_class."""\n\n'
+    "from speechbrain_peer import TargetSpeechExtraction  # noqa: F401\n"
+}
+
+HEADER = f"""\
+# A target speech extraction model. These are the stages, whose weights are in
+# {WEIGHTS_FILE} beside this file. To use it:
+#   from speechbrain_peer import TargetSpeechExtraction
+#   model = TargetSpeechExtraction.from_hparams(source="path of this folder")
+#   model.extract_file("mixture.wav", "enrollment.wav", output_path="target.wav")
+
+"""
+
+
+@main_process_only
+def export_model(hparams_file, modules, folder, documents=None):
+    """Writes what inference needs of a training run: a YAML and the weights.
+
+    Linear predictors are folded into the mask head: peer learning then costs nothing.
+    The folder appears whole or not at all, after it has been loaded for a test; an
+    older export in its place stays until then.
+
+    Arguments
+    ---------
+    hparams_file : str or pathlib.Path
+        The YAML of the run, with the overrides in it: SpeechBrain writes it into the
+        output folder as `hyperparams.yaml`. It has `sample_rate` and `modules`.
+    modules : mapping of str to torch.nn.Module
+        The trained modules, such as `Brain.modules`, also as DDP or torch.compile
+        wrap them.
+    folder : str or pathlib.Path
+        Where to export to.
+    documents : dict, optional
+        Further text files by name, such as a model card.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks an entry, or the folder holds other files.
+    """
+    folder = Path(folder)
+    check_replaceable(folder)
+    hparams = stage_hparams(hparams_file, STAGES)
+    stages = {name: _unwrapped(modules[name]) for name in hparams["modules"]}
+    if can_fold(stages):
+        stages = fold_predictors(stages)
+        _fold_hparams(hparams)
+    stages = torch.nn.ModuleDict(stages)
+
+    return _write_folder(folder, hparams, stages.state_dict(), documents or {})
+
+
+def add_match_scorer(folder, scorer):
+    """Lets an exported model tell a match score.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Of the model; it is replaced as a whole.
+    scorer : speechbrain_peer.inference.match.MatchScorer
+        Fitted to it.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+    """
+    folder = Path(folder)
+    check_replaceable(folder)
+    hparams = stage_hparams(folder / HPARAMS_FILE)
+    node = CommentedMap(embedding_size=len(scorer.center))
+    node.yaml_set_ctag(Tag(suffix="!new:speechbrain_peer.inference.match.MatchScorer"))
+    modules = hparams.pop("modules")
+    modules["match_scorer"] = RefTag("<match_scorer>")
+    hparams = {**hparams, "match_scorer": node, "modules": modules}
+    weights = torch.load(folder / WEIGHTS_FILE, weights_only=True, map_location="cpu")
+    for name, value in scorer.state_dict().items():
+        weights[f"match_scorer.{name}"] = value
+    card = folder / CARD_FILE
+    documents = {CARD_FILE: card.read_text(encoding="utf-8")} if card.exists() else {}
+    return _write_folder(folder, hparams, weights, documents)
+
+
+def _write_folder(folder, hparams, weights, documents):
+    """Writes a model whole or not at all, after it has been loaded for a test."""
+    temporary = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
+    temporary.mkdir(parents=True)
+    try:
+        _write_hparams(hparams, temporary / HPARAMS_FILE)
+        torch.save(weights, temporary / WEIGHTS_FILE)
+        for name, text in {**DOCUMENTS, **documents}.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        # Trusted: these are the classes of the run that is calling.
+        load_model(temporary, trust=True)
+        _warn_if_unsafe(temporary / HPARAMS_FILE)
+        _replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def stage_hparams(hparams_file, names=None):
+    """Reads what builds the stages of a training run, and builds nothing.
+
+    Arguments
+    ---------
+    hparams_file : str or pathlib.Path
+        The YAML of the run, with the overrides in it.
+    names : iterable of str, optional
+        Which stages, in which order; by default all.
+
+    Returns
+    -------
+    dict
+        `sample_rate`, the stages, and `modules`, which refers to them: nodes for
+        `dump_hyperpyyaml`.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks an entry.
+    """
+    with open(hparams_file, encoding="utf-8") as stream:
+        run = ruamel.yaml.YAML().load(resolve_references(stream))
+    for key in ("sample_rate", "modules"):
+        if key not in run:
+            raise ValueError(
+                f"{hparams_file}: has no entry '{key}', which a model needs"
+            )
+    copies = {}
+    stages = {
+        key: _without_comments(run["modules"][key], copies)
+        for key in names or run["modules"]
+        if key in run["modules"]
+    }
+    return {
+        "sample_rate": run["sample_rate"],
+        **stages,
+        "modules": {key: RefTag(f"<{key}>") for key in stages},
+    }
+
+
+def build_stages(hparams_file):
+    """Builds the stages of a training run, with random weights, and nothing else of it.
+
+    Arguments
+    ---------
+    hparams_file : str or pathlib.Path
+        The YAML of the run.
+
+    Returns
+    -------
+    stages : torch.nn.ModuleDict
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    ValueError
+        If a stage could do more than build networks.
+    """
+    stream = io.StringIO()
+    dump_hyperpyyaml(stage_hparams(hparams_file), stream)
+    check_yaml(stream.getvalue(), hparams_file)
+    hparams = load_hyperpyyaml(stream.getvalue())
+    return torch.nn.ModuleDict(hparams["modules"]), hparams["sample_rate"]
+
+
+def _fold_hparams(hparams):
+    """Says of the entries for inference what `fold_predictors` does to the stages."""
+    for name in ("predictor1", "predictor2"):
+        del hparams[name], hparams["modules"][name]
+    hparams["mask_head"]["exchange"] = "folded"
+
+
+def _without_comments(node, copies):
+    """Copies a YAML node: a comment may speak of what follows in the run's file.
+
+    `copies` holds the objects already copied, by identity: what two stages share,
+    they go on sharing.
+    """
+    if id(node) in copies:
+        return copies[id(node)]
+    if isinstance(node, dict):
+        copy = CommentedMap(
+            (key, _without_comments(value, copies)) for key, value in node.items()
+        )
+    elif isinstance(node, list):
+        copy = CommentedSeq(_without_comments(value, copies) for value in node)
+    else:
+        return node
+    if node.tag.value:
+        copy.yaml_set_ctag(node.tag)
+        copies[id(node)] = copy
+    return copy
+
+
+def _unwrapped(module):
+    """The module inside of DDP, data-parallel and compiled ones."""
+    if isinstance(module, (DistributedDataParallel, torch.nn.DataParallel)):
+        return _unwrapped(module.module)
+    return getattr(module, "_orig_mod", module)
+
+
+def _write_hparams(hparams, path):
+    with open(path, "w", encoding="utf-8") as stream:
+        stream.write(HEADER)
+        dump_hyperpyyaml(hparams, stream)
+        stream.write(FOREIGN_CLASS)
+
+
+def _warn_if_unsafe(path):
+    try:
+        check_yaml(path.read_text(encoding="utf-8"), path)
+    except ValueError as refusal:
+        logger.warning(f"The exported model needs trust=True: {refusal}")
+
+
+def check_replaceable(folder):
+    """Only an export may be replaced: other files in a folder would be lost.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        To export to; it need not exist.
+
+    Raises
+    ------
+    DataError
+        If it holds other files.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    # Loading the interface from the model's folder leaves its bytecode there.
+    own = {HPARAMS_FILE, WEIGHTS_FILE, CARD_FILE, *DOCUMENTS, "__pycache__"}
+    others = {path.name for path in folder.iterdir()} - own
+    if others:
+        raise DataError(
+            f"{folder}: holds other files ({', '.join(sorted(others))}), which an "
+            "export would remove; give a folder of its own"
+        )
+
+
+def _replace_folder(new, folder):
+    old = folder.with_name(f".{folder.name}.replaced")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

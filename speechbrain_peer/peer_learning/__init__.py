@@ -1,0 +1,1 @@
+"""The method: what branches lend each other, predictors, losses, curves."""

@@ -1,0 +1,339 @@
+"""Peer learning for target speech extraction, from end to end.
+
+Yang, Zhao and Zou, "Peer Learning via Shared Speech Representation Prediction for
+Target Speech Separation". A training item is a pair of peers: two mixtures of the
+same target segment s with different interferers. For every peer b
+
+    W = encoder(x)                  representation of the mixture
+    a = speaker_encoder(enrollment) embedding of the target speaker, one per pair
+    e = separator(W, a)             representation before the mask
+    p = predictor1(e)               linear map into the decoder's input space
+    q = SI-SNR(decoder(p), s)       which peer's representation is better?
+    p* = stop_gradient(p of the better peer)
+    r = predictor2([p ; p*])        linear
+    estimate = decoder(mask_head(e, r, W))
+
+With one mixture, at validation, test and inference, p* is p.
+
+`modules` is the mapping of these stages, by these names: a YAML's `modules:`, a
+Brain's or an interface's. Representations are `(peers * batch, frames, channels)`,
+all first peers before all second ones; waveforms are `(peers * batch, time)`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from speechbrain_peer.utils.signal import si_snr
+
+EXCHANGES = ("better", "anyway", "itself", "none")
+
+
+def has_predictors(exchange):
+    """Whether an exchange needs the predictors.
+
+    Raises
+    ------
+    ValueError
+        If there is no such exchange.
+
+    Example
+    -------
+    >>> has_predictors("better"), has_predictors("none")
+    (True, False)
+    """
+    if exchange not in EXCHANGES:
+        raise ValueError(f"exchange '{exchange}': choose one of {', '.join(EXCHANGES)}")
+    return exchange != "none"
+
+
+class Predictor(nn.Module):
+    """A linear map between representations.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of the representation to map.
+    out_channels : int
+        Channels of the decoder's input.
+    exchange : str
+        One of `EXCHANGES`. With `none` there is nothing to predict: the stage has
+        no parameters and returns None.
+
+    Example
+    -------
+    >>> Predictor(8, 32)(torch.rand(2, 50, 8)).shape
+    torch.Size([2, 50, 32])
+    """
+
+    def __init__(self, in_channels, out_channels, exchange="better"):
+        super().__init__()
+        self.linear = None
+        if has_predictors(exchange):
+            self.linear = nn.Linear(in_channels, out_channels)
+
+    def forward(self, representation):
+        """(batch, frames, in_channels) to (batch, frames, out_channels)."""
+        return None if self.linear is None else self.linear(representation)
+
+
+class Branches(NamedTuple):
+    """What every peer has made of its mixture before the exchange."""
+
+    W: torch.Tensor
+    """Representation of the mixture, (peers * batch, frames, filters)."""
+    frame_mask: torch.Tensor
+    """1 for true frames, (peers * batch, frames)."""
+    e: torch.Tensor
+    """Representation before the mask, (peers * batch, frames, channels)."""
+    p: torch.Tensor | None
+    """Predicted representation, (peers * batch, frames, filters)."""
+
+
+class Outputs(NamedTuple):
+    """The waveforms of all branches, (peers * batch, scales, time)."""
+
+    estimate: torch.Tensor
+    predicted: torch.Tensor | None = None
+    """decoder(p)"""
+    refined: torch.Tensor | None = None
+    """decoder(r)"""
+    speaker_logits: torch.Tensor | None = None
+    """Of the stage `speaker_classifier`, where there is one, (batch, speakers)."""
+    branches: Branches | None = None
+    """What the estimates are made of."""
+    p_star: torch.Tensor | None = None
+    """What each branch was lent, of the shape of p."""
+
+
+def embed(modules, enrollments, enrollment_lens=None):
+    """Turns enrollments into embeddings of their speakers, a.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    enrollments : torch.Tensor
+        (batch, time).
+    enrollment_lens : torch.Tensor or None
+        Relative lengths (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, embedding).
+    """
+    # The mixture's encoder goes along: speaker encoders may share it.
+    return modules["speaker_encoder"](enrollments, enrollment_lens, modules["encoder"])
+
+
+def represent(modules, mixtures, embeddings, mixture_lens=None):
+    """The shared weights, on all peers as one batch.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    mixtures : torch.Tensor
+        (peers * batch, time).
+    embeddings : torch.Tensor
+        (batch, embedding), one for each pair.
+    mixture_lens : torch.Tensor or None
+        Relative lengths (batch,).
+
+    Returns
+    -------
+    Branches
+    """
+    n_peers = mixtures.shape[0] // embeddings.shape[0]
+    if mixture_lens is not None:
+        mixture_lens = mixture_lens.repeat(n_peers)
+    W, frame_mask = modules["encoder"](mixtures, mixture_lens)
+    e = modules["separator"](W, embeddings.repeat(n_peers, 1), frame_mask)
+    p = modules["predictor1"](e) if "predictor1" in modules else None
+    return Branches(W, frame_mask, e, p)
+
+
+def lend(p, scores, exchange, coin=None, exchanging=None):
+    """Chooses the representation that each branch is lent, p*.
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Predicted representations, (peers, batch, frames, filters).
+    scores : torch.Tensor
+        SI-SNR of decoder(p) in dB, (peers, batch).
+    exchange : str
+        `better`: that of the peer with the higher score, item by item; `anyway`:
+        that of the peer whom the coin names; `itself`: each branch its own.
+    coin : torch.Tensor or None
+        Index of a random peer, (batch,); for `anyway`.
+    exchanging : torch.Tensor or None
+        Whether the item's peers exchange, or each branch keeps its own, (batch,);
+        None: all exchange.
+
+    Returns
+    -------
+    torch.Tensor
+        p*, without gradient, of the shape of p.
+
+    Example
+    -------
+    >>> p = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+    >>> lend(p, scores=torch.tensor([[5.0], [3.0]]), exchange="better").flatten()
+    tensor([1., 1.])
+    """
+    p = p.detach()
+    if exchange == "itself" or len(p) == 1:
+        return p
+    chosen = coin if exchange == "anyway" else scores.argmax(0)
+    lent = p[chosen, torch.arange(p.shape[1], device=p.device)].expand_as(p)
+    if exchanging is None:
+        return lent
+    return torch.where(exchanging.view(-1, *[1] * (p.ndim - 2)), lent, p)
+
+
+def refine(modules, p, p_star):
+    """r, of a branch's own representation and the lent one, all of one shape."""
+    return modules["predictor2"](torch.cat((p, p_star), dim=-1))
+
+
+def estimate(modules, branches, p_star, length):
+    """Refines with the lent representation, masks and decodes.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    branches : Branches
+        From `represent`.
+    p_star : torch.Tensor or None
+        The lent representation, of the shape of `branches.p`; None without
+        predictors.
+    length : int
+        Samples of the mixtures.
+
+    Returns
+    -------
+    estimate : torch.Tensor
+        (peers * batch, scales, time).
+    r : torch.Tensor or None
+        The refined representation, (peers * batch, frames, filters).
+    """
+    W, frame_mask, e, p = branches
+    r = None if p is None else refine(modules, p, p_star)
+    masked = modules["mask_head"](e, r, W)
+    return modules["decoder"](masked, length, frame_mask), r
+
+
+def learn_from_peers(
+    modules,
+    mixtures,
+    embeddings,
+    targets,
+    lens,
+    exchange,
+    coin=None,
+    chance=None,
+    epoch=None,
+    exchange_share=1.0,
+    exchange_epochs=None,
+    masks_with="lent",
+):
+    """A training step's forward pass: branches, exchange, estimates.
+
+    The paper's method has the defaults of the last three options.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    mixtures : torch.Tensor
+        (peers * batch, time); with one peer, it lends to itself.
+    embeddings : torch.Tensor
+        (batch, embedding).
+    targets : torch.Tensor
+        (batch, time), the same for all peers.
+    lens : torch.Tensor or None
+        Relative lengths of mixtures and targets, (batch,).
+    exchange : str
+        One of `EXCHANGES`.
+    coin : torch.Tensor or None
+        Index of a random peer for `anyway`, (batch,).
+    chance : torch.Tensor or None
+        A random number in [0, 1) for every item, (batch,); needed for a share.
+    epoch : int or None
+        Of the training, from 1 on; needed for `exchange_epochs`.
+    exchange_share : float
+        Share of the items whose peers exchange; in the others each branch keeps its
+        own, as at inference.
+    exchange_epochs : int or None
+        The last epoch with exchange; after it each branch keeps its own.
+    masks_with : str
+        `lent`: r of p and p* refines the mask; `own`: the mask is always made as at
+        inference, of r of p and p, and what is lent shapes the predictors only.
+
+    Returns
+    -------
+    Outputs
+
+    Raises
+    ------
+    ValueError
+        If the exchange needs predictors and the model has none, or the reverse, or
+        if an option has no such value.
+    """
+    if masks_with not in ("lent", "own"):
+        raise ValueError(f"masks_with '{masks_with}': choose lent or own")
+    if exchange_share != 1 and chance is None:
+        raise ValueError(f"exchange_share {exchange_share}: there are no peers")
+    length, peers = mixtures.shape[-1], (-1, len(targets))
+    branches = represent(modules, mixtures, embeddings, lens)
+    if has_predictors(exchange) != (branches.p is not None):
+        raise ValueError(f"exchange '{exchange}' does not fit the model's predictors")
+    logits = None
+    if "speaker_classifier" in modules:
+        logits = modules["speaker_classifier"](embeddings)
+    if branches.p is None:
+        estimates, _ = estimate(modules, branches, None, length)
+        return Outputs(estimates, speaker_logits=logits)
+
+    predicted = modules["decoder"](branches.p, length, branches.frame_mask)
+    scores = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
+    if exchange_epochs is not None and epoch > exchange_epochs:
+        exchange = "itself"
+    exchanging = None if exchange_share == 1 else chance < exchange_share
+    p_star = lend(branches.p.unflatten(0, peers), scores, exchange, coin, exchanging)
+    p_star = p_star.flatten(0, 1)
+    if masks_with == "own":
+        estimates, _ = estimate(modules, branches, branches.p.detach(), length)
+        r = refine(modules, branches.p, p_star)
+    else:
+        estimates, r = estimate(modules, branches, p_star, length)
+    refined = modules["decoder"](r, length, branches.frame_mask)
+    return Outputs(estimates, predicted, refined, logits, branches, p_star)
+
+
+def extract(modules, mixtures, embeddings, mixture_lens=None):
+    """Extracts from single mixtures; the estimates have no level yet.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    mixtures : torch.Tensor
+        (batch, time).
+    embeddings : torch.Tensor
+        (batch, embedding), from `embed`.
+    mixture_lens : torch.Tensor or None
+        Relative lengths (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, time); `speechbrain_peer.utils.signal.match_level` gives them a level.
+    """
+    branches = represent(modules, mixtures, embeddings, mixture_lens)
+    estimates, _ = estimate(modules, branches, branches.p, mixtures.shape[-1])
+    return estimates[:, 0]

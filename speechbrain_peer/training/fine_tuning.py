@@ -1,0 +1,228 @@
+"""Fine-tuning: a training that starts from trained weights, strictly.
+
+Every trained weight must find its place, and every weight of the stages be found. Only
+what peer learning adds to a backbone (predictors and C) may be new, and stages that
+extraction does not run, such as a classifier of the training's speakers. With new peer
+learning the model extracts, at the start, what the trained one extracts.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from speechbrain.utils.logger import get_logger
+from torch import nn
+
+from speechbrain_peer.packaging.export import STAGES, build_stages
+from speechbrain_peer.packaging.loading import HPARAMS_FILE, load_model
+from speechbrain_peer.packaging.public_checkpoints import (
+    load_asteroid_file,
+    load_speakerbeam,
+    load_spex_plus,
+)
+from speechbrain_peer.peer_learning.folding import can_fold
+from speechbrain_peer.training.checkpoints import SafeCheckpointer
+from speechbrain_peer.utils.files import DataError
+
+logger = get_logger(__name__)
+
+# How the names of the predictors' weights begin, and those of C.
+PREDICTORS = ("predictor1.", "predictor2.")
+COMBINATION = "mask_head.combine."
+
+MAX_LISTED = 10
+
+
+def load_pretrained(modules, path, sample_rate):
+    """Fills the stages of a training with a trained model's weights.
+
+    The log says what has been loaded, what is new, and which settings differ that no
+    weight shows, such as a stride.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages to fill, on the CPU.
+    path : str or pathlib.Path
+        An exported model (a folder, or a model of the Hugging Face Hub), the output
+        folder of a run, whose best checkpoint is taken, or a public checkpoint of
+        TD-SpeakerBeam or SpEx+.
+    sample_rate : int
+        Of the training, in Hz.
+
+    Raises
+    ------
+    DataError
+        If there is no such model, or it does not fit; the message names the weights.
+    """
+    modules = nn.ModuleDict(modules)
+    try:
+        trained, rate = read_trained(path)
+        if rate not in (None, sample_rate):
+            raise ValueError(f"{path}: is for {rate} Hz, training for {sample_rate} Hz")
+        new = _fill(modules, trained, path)
+    # From reading, too: to a user of the script, a wrong path is no bug to trace.
+    except (OSError, ValueError) as error:
+        raise DataError(f"pretrained_path: {error}") from error
+    loaded = Counter(map(_stage, modules.state_dict().keys() - set(new)))
+    logger.info(
+        f"{path}: loaded {loaded.total()} weights ("
+        f"{', '.join(f'{stage} {loaded[stage]}' for stage in modules if loaded[stage])}"
+        f"); new: {', '.join(new) or 'none'}"
+    )
+    differences = _settings_that_differ(trained, modules)
+    if differences:
+        logger.warning(f"{path}: trained with other settings: {_listed(differences)}")
+
+
+def read_trained(path):
+    """Reads a trained model.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        See `load_pretrained`.
+
+    Returns
+    -------
+    modules : torch.nn.ModuleDict
+        The stages.
+    sample_rate : int or None
+        In Hz, where it is known.
+    """
+    if Path(path).is_file():
+        arguments = load_asteroid_file(path)["model_args"]
+        # Only SpEx+ calls a kernel size so.
+        load = load_spex_plus if "L" in arguments else load_speakerbeam
+        return load(path), arguments.get("sample_rate")
+    if Path(path, "save").is_dir():
+        return load_run(path)
+    modules, hparams = load_model(path)
+    return modules, hparams["sample_rate"]
+
+
+def load_run(folder):
+    """Loads all stages of a training run, from its best checkpoint.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The run's output folder, with `hyperparams.yaml` and `save/`.
+
+    Returns
+    -------
+    stages : torch.nn.ModuleDict
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    ValueError
+        If the run has no checkpoint, or a stage is no network.
+    """
+    save_folder = Path(folder, "save")
+    stages, sample_rate = build_stages(Path(folder, HPARAMS_FILE))
+    checkpointer = SafeCheckpointer(save_folder, dict(stages))
+    if checkpointer.recover_if_possible(min_key="valid_loss") is None:
+        raise ValueError(f"{save_folder}: holds no checkpoint of a whole epoch")
+    return stages, sample_rate
+
+
+def _fill(modules, trained, path):
+    """Copies all weights, or raises; returns the names of those that are new."""
+    ours, theirs = modules.state_dict(), trained.state_dict()
+    adds_peers = _has_predictors(ours) and not _has_predictors(theirs)
+
+    def is_new(name):
+        if name.startswith((*PREDICTORS, COMBINATION)):
+            return adds_peers
+        return _stage(name) not in STAGES and _differs(ours.get(name), theirs.get(name))
+
+    new = [name for name in ours if is_new(name)]
+    ours, theirs = (
+        {name: weight for name, weight in weights.items() if not is_new(name)}
+        for weights in (ours, theirs)
+    )
+    mismatches = [
+        f"{name} is {_shape(theirs.get(name))} there and {_shape(ours.get(name))} here"
+        for name in {**ours, **theirs}
+        if _differs(ours.get(name), theirs.get(name))
+    ]
+    if mismatches:
+        raise ValueError(f"{path}: does not fit the model. {_listed(mismatches)}")
+    if adds_peers:
+        folded = getattr(trained["mask_head"], "combine", None)
+        if folded is not None and not can_fold(modules):
+            raise ValueError(
+                f"{path}: its predictors are folded, which only linear ones can take "
+                "over; give the output folder of its training run"
+            )
+        _start_peer_learning(modules, folded)
+    modules.load_state_dict(theirs, strict=False)
+    return new
+
+
+@torch.no_grad()
+def _start_peer_learning(modules, folded):
+    """Makes e + C r what the trained model has in place of it: e, or folded A e + b.
+
+    C is zero in place of e, yet it learns: by the loss of the estimate, as the
+    predictors do by those of p and r. p starts as channels of e, turned, and r as the
+    mean of p and p*; random predictors pull the trained separator further away.
+    """
+    for name, weight in modules.named_parameters():
+        if name.startswith(COMBINATION):
+            nn.init.zeros_(weight)
+    if not can_fold(modules):
+        return
+    first, second = modules["predictor1"].linear, modules["predictor2"].linear
+    own = lent = torch.eye(len(second.weight)) / 2
+    second.weight.copy_(torch.cat((own, lent), dim=1))
+    for predictor in (first, second):
+        nn.init.zeros_(predictor.bias)
+    # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
+    channels = torch.eye(first.in_features)
+    change = torch.zeros_like(channels) if folded is None else folded.weight - channels
+    left, scales, right = torch.linalg.svd(change)
+    rank = min(first.weight.shape)
+    first.weight[:rank] = right[:rank]
+    combine = modules["mask_head"].combine
+    combine.weight[:, :rank] = left[:, :rank] * scales[:rank]
+    if folded is not None:
+        combine.bias.copy_(folded.bias)
+
+
+def _settings_that_differ(trained, modules):
+    """Of layers that both have: plain attributes, some of which no weight shows."""
+    theirs = dict(trained.named_modules())
+    return [
+        f"{name}.{key} is {getattr(theirs[name], key, None)} there and {value} here"
+        for name, module in modules.named_modules()
+        if name in theirs and not f"{name}.".startswith((*PREDICTORS, COMBINATION))
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and isinstance(value, (bool, int, float, str, tuple))
+        and value != getattr(theirs[name], key, None)
+    ]
+
+
+def _has_predictors(weights):
+    return any(name.startswith(PREDICTORS) for name in weights)
+
+
+def _stage(name):
+    return name.split(".")[0]
+
+
+def _differs(weight, other):
+    return _shape(weight) != _shape(other)
+
+
+def _shape(weight):
+    return "absent" if weight is None else tuple(weight.shape)
+
+
+def _listed(differences):
+    more = len(differences) - MAX_LISTED
+    ending = f"; and {more} more" if more > 0 else ""
+    return "; ".join(differences[:MAX_LISTED]) + ending

@@ -1,0 +1,342 @@
+"""Fine-tuning: what is loaded, what is new, what is refused, and whole runs."""
+
+import csv
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import public_spex_plus
+import pytest
+import test_model_td_speakerbeam as public_speakerbeam
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from test_train import ROOT, Interrupted, load_script, tiny
+from tiny_model import TRAINING_YAML, write_run
+
+from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.packaging.export import export_model
+from speechbrain_peer.packaging.loading import load_model
+from speechbrain_peer.packaging.public_checkpoints import (
+    load_speakerbeam,
+    load_spex_plus,
+)
+from speechbrain_peer.peer_learning.exchange import embed, extract, learn_from_peers
+from speechbrain_peer.training.checkpoints import SafeCheckpointer
+from speechbrain_peer.training.fine_tuning import load_pretrained
+from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.signal import si_snr
+
+PEER_LEARNING = [
+    f"{stage}.{kind}"
+    for stage in ("predictor1.linear", "predictor2.linear", "mask_head.combine")
+    for kind in ("weight", "bias")
+]
+
+
+def build(text=TRAINING_YAML, seed=0, **overrides):
+    """The stages of a YAML, with random weights of their own for every seed."""
+    hparams = load_hyperpyyaml(text, {"seed": seed, **overrides})
+    return torch.nn.ModuleDict(hparams["modules"])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Makes a trained model; gives its stages and the folder of its export."""
+
+    def make(**overrides):
+        run_file = write_run(tmp_path / "run")
+        text = run_file.read_text(encoding="utf-8")
+        for key, value in overrides.items():
+            text = re.sub(rf"^{key}: .*", f"{key}: {value}", text, flags=re.MULTILINE)
+        run_file.write_text(text, encoding="utf-8")
+        modules = build(text, seed=7)
+        return modules, export_model(run_file, modules, tmp_path / "model")
+
+    return make
+
+
+def extract_from(modules, seconds=0.5):
+    rng = torch.Generator().manual_seed(0)
+    mixtures, enrollments = torch.randn(2, 3, int(seconds * 8000), generator=rng)
+    with torch.no_grad():
+        return extract(modules.eval(), mixtures, embed(modules, enrollments))
+
+
+def assert_extracts_the_same(modules, others):
+    ours, theirs = extract_from(modules), extract_from(others)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.std()))
+
+
+def new_weights(caplog):
+    """The names that the log calls new."""
+    line = next(text for text in caplog.messages if "loaded" in text)
+    return line.split("new: ")[1].split(", ")
+
+
+def test_peer_learning_is_added_to_a_backbone(trained, caplog):
+    caplog.set_level(logging.INFO)
+    backbone, folder = trained(exchange="none")
+    modules = build()
+    load_pretrained(modules, folder, 8000)
+    assert_extracts_the_same(modules, backbone)
+    weights, old = modules.state_dict(), backbone.state_dict()
+    new = [name for name in weights if name not in old]
+    assert sorted(new) == sorted(PEER_LEARNING)
+    classifier = ["speaker_classifier.weight", "speaker_classifier.bias"]
+    assert new_weights(caplog) == [*new, *classifier]
+    assert "mask_head 3, decoder 1" in caplog.text
+
+
+def test_added_peer_learning_learns_though_c_is_zero(trained):
+    _, folder = trained(exchange="none")
+    modules = build()
+    load_pretrained(modules, folder, 8000)
+    mixtures, enrollments, targets = torch.randn(4, 4000), *torch.randn(2, 2, 4000)
+    for weights in ("mask_head.combine.weight", "predictor1.linear.weight"):
+        embeddings = embed(modules, enrollments)
+        outputs = learn_from_peers(
+            modules, mixtures, embeddings, targets, None, "better"
+        )
+        # Of the estimate alone: p and r have losses of their own besides.
+        estimates = outputs.estimate[:, 0].unflatten(0, (2, 2))
+        (-si_snr(estimates, targets).mean()).backward()
+        assert modules.get_parameter(weights).grad.abs().max() > 0, weights
+        with torch.no_grad():
+            for parameter in modules.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.01 * parameter.grad
+
+
+def test_folded_peer_learning_goes_on_with_new_predictors(trained, caplog):
+    caplog.set_level(logging.INFO)
+    original, folder = trained()
+    modules = build()
+    load_pretrained(modules, folder, 8000)
+    assert_extracts_the_same(modules, original)
+    assert set(PEER_LEARNING) < set(new_weights(caplog))
+
+
+def test_fewer_filters_than_channels_can_be_unfolded(trained):
+    original, folder = trained(n_filters=4)
+    modules = build(n_filters=4)
+    load_pretrained(modules, folder, 8000)
+    assert_extracts_the_same(modules, original)
+
+
+@pytest.mark.parametrize("exchange", ["none", "better"])
+def test_predictors_of_another_kind_cannot_take_over_folded_ones(exchange, trained):
+    original, folder = trained(exchange=exchange)
+    modules = build()
+    modules["predictor1"] = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+    if exchange == "none":
+        load_pretrained(modules, folder, 8000)
+        assert_extracts_the_same(modules, original)
+        return
+    before = extract_from(modules)
+    with pytest.raises(DataError, match=r"folded.*folder of its training run"):
+        load_pretrained(modules, folder, 8000)
+    assert torch.equal(extract_from(modules), before)
+
+
+def test_the_best_checkpoint_of_a_run_keeps_its_predictors(trained, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    original, _ = trained()
+    checkpointer = SafeCheckpointer(tmp_path / "run/save", dict(original.items()))
+    checkpointer.save_checkpoint(meta={"valid_loss": -2.0})
+    best = {name: weight.clone() for name, weight in original.state_dict().items()}
+    with torch.no_grad():
+        original["encoder"].weight += 1
+    checkpointer.save_checkpoint(meta={"valid_loss": -1.0})
+    modules = build(exchange="anyway")
+    load_pretrained(modules, tmp_path / "run", 8000)
+    weights = modules.state_dict()
+    assert weights.keys() == best.keys()
+    assert all(torch.equal(weights[name], best[name]) for name in best)
+    assert new_weights(caplog) == ["none"]
+
+
+def test_a_run_without_checkpoint_is_no_start(trained, tmp_path):
+    trained()
+    (tmp_path / "run/save").mkdir()
+    with pytest.raises(DataError, match="save: holds no checkpoint"):
+        load_pretrained(build(), tmp_path / "run", 8000)
+
+
+# Of each public format: its tests' checkpoint, and our names for its arguments.
+PUBLIC = {
+    "td_speakerbeam": (
+        public_speakerbeam,
+        public_speakerbeam.TINY,
+        load_speakerbeam,
+        {
+            "n_filters": "n_filters",
+            "kernel_size": "kernel_size",
+            "stride": "stride",
+            "channels": "bn_chan",
+            "hidden_channels": "hid_chan",
+            "n_blocks": "n_blocks",
+            "n_repeats": "n_repeats",
+            "adaptation": "adapt_layer_type",
+            "embedding_size": "adapt_enroll_dim",
+        },
+    ),
+    "spex_plus": (
+        public_spex_plus,
+        public_spex_plus.ARGS,
+        load_spex_plus,
+        {
+            "n_filters": "N",
+            "channels": "B",
+            "hidden_channels": "H",
+            "n_blocks": "X",
+            "n_repeats": "R",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("backbone", PUBLIC)
+def test_a_public_checkpoint_gets_peer_learning(backbone, tmp_path, caplog):
+    public, args, load, names = PUBLIC[backbone]
+    path = tmp_path / "public.pth"
+    torch.save({"model_args": args, "state_dict": public.public_state(args)}, path)
+    text = (ROOT / f"hparams/{backbone}_pl.yaml").read_text(encoding="utf-8")
+    sizes = {ours: args[theirs] for ours, theirs in names.items()}
+    modules = build(text, results_folder=str(tmp_path), **sizes)
+    caplog.set_level(logging.INFO)
+    load_pretrained(modules, path, 8000)
+    assert_extracts_the_same(modules, load(path))
+    # The classifier of another number of speakers is new, too.
+    new = [name for name in new_weights(caplog) if "classifier" not in name]
+    assert sorted(new) == sorted(PEER_LEARNING)
+
+
+def test_a_checkpoint_of_the_public_implementation(tse_reference, tmp_path):
+    """What it extracts is what the public code extracted."""
+    path = tse_reference / "speakerbeam/tiny_mul.pth"
+    text = (ROOT / "hparams/td_speakerbeam_pl.yaml").read_text(encoding="utf-8")
+    sizes = {"n_filters": 64, "channels": 32, "hidden_channels": 48}
+    sizes |= {"n_blocks": 3, "n_repeats": 2, "results_folder": str(tmp_path)}
+    modules = build(text, **sizes)
+    load_pretrained(modules, path, 8000)
+    signals = np.load(tse_reference / "speakerbeam/tiny_mul_io.npz")
+    mixture, enrollment, estimate = (
+        torch.from_numpy(signals[key]) for key in ("mixture", "enrollment", "estimate")
+    )
+    with torch.no_grad():
+        ours = extract(modules, mixture, embed(modules, enrollment))
+    torch.testing.assert_close(ours, estimate[:, 0], rtol=0, atol=1e-5)
+    with pytest.raises(DataError, match="is for 8000 Hz, training for 16000"):
+        load_pretrained(modules, path, 16000)
+
+
+def test_weights_that_do_not_fit_are_named(trained):
+    _, folder = trained()
+    with pytest.raises(DataError) as error:
+        load_pretrained(build(n_filters=24), folder, 8000)
+    text = str(error.value)
+    assert str(folder) in text
+    assert "encoder.weight is (16, 16) there and (24, 16) here" in text
+    assert text.count(" there and ") == 10
+    assert text.endswith("; and 1 more")
+
+
+def test_nothing_is_changed_by_a_model_that_does_not_fit(trained):
+    _, folder = trained()
+    modules = build(n_filters=24)
+    before = {name: weight.clone() for name, weight in modules.state_dict().items()}
+    with pytest.raises(DataError):
+        load_pretrained(modules, folder, 8000)
+    assert all(torch.equal(before[k], v) for k, v in modules.state_dict().items())
+
+
+def test_trained_peer_learning_is_not_dropped(trained):
+    _, folder = trained()
+    with pytest.raises(DataError, match=r"combine.weight is \(8, 8\) there and absent"):
+        load_pretrained(build(exchange="none"), folder, 8000)
+
+
+def test_settings_that_no_weight_shows_are_logged(trained, caplog):
+    _, folder = trained()
+    load_pretrained(build(), folder, 8000)
+    assert "other settings" not in caplog.text
+    load_pretrained(build(stride=4), folder, 8000)
+    assert "encoder.stride is 8 there and 4 here" in caplog.text
+
+
+def test_another_sample_rate_is_refused(trained):
+    _, folder = trained()
+    with pytest.raises(DataError, match="is for 8000 Hz, training for 16000"):
+        load_pretrained(build(), folder, 16000)
+
+
+@pytest.mark.parametrize("name", ["no such/folder/here", "notes.txt", "empty"])
+def test_what_is_no_model_is_named(name, tmp_path):
+    (tmp_path / "notes.txt").write_text("no weights")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"pretrained_path: .*{name}"):
+        load_pretrained(build(), tmp_path / name, 8000)
+
+
+def train(script, folder, corpus, row, **overrides):
+    """Runs the script on the made corpus; returns the Brain."""
+    settings = tiny(row) | corpus._asdict() | {"results_folder": folder}
+    settings |= {"n_epochs": 1} | overrides
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    yaml = str(ROOT / f"hparams/{row}.yaml")
+    return script.main([yaml, "--device=cpu", "--noprogressbar", *options])
+
+
+def valid_losses(brain):
+    with open(f"{brain.hparams.output_folder}/curves.csv", encoding="utf-8") as file:
+        return [float(row["valid_loss"]) for row in csv.DictReader(file)]
+
+
+def test_fine_tuning_starts_from_the_model_and_resumes_from_its_own(
+    corpus, tmp_path, monkeypatch
+):
+    script = load_script()
+    backbone = train(script, tmp_path, corpus, "td_speakerbeam")
+    model = Path(backbone.hparams.export_folder)
+    # Without steps of any size the backbone stays what it is.
+    settings = {"row": "td_speakerbeam_pl", "pretrained_path": model, "lr": 0}
+    settings |= {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+
+    def interrupt(brain, batch, outputs, loss, should_step):
+        if brain.optimizer_step == 2:  # of 4
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.PeerBrain, "on_fit_batch_end", interrupt)
+        with pytest.raises(Interrupted):
+            train(script, tmp_path, corpus, **settings)
+    shutil.rmtree(model)
+    tuned = train(script, tmp_path, corpus, **settings)
+    assert tuned.optimizer_step == 4
+    np.testing.assert_allclose(valid_losses(tuned), valid_losses(backbone), atol=1e-4)
+
+
+def test_the_readme_trains_a_loaded_model(trained, tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Fine-tuning\n")[1].split("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    _, folder = trained()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "results/td_speakerbeam_pl/1234/model")
+    monkeypatch.setattr("sys.excepthook", print)  # Brain replaces it for good
+    torch.manual_seed(0)
+    mixtures, enrollments = torch.randn(2, 2, 4000)
+    targets = mixtures.roll(1, dims=1)
+    names = {"dataset": torch.utils.data.TensorDataset(mixtures, enrollments, targets)}
+    exec(code, names)
+    before, _ = load_model(folder)
+    after = TargetSpeechExtraction.from_hparams("results/fine_tuned/model")
+    estimates = names["model"].extract_batch(mixtures, enrollments)
+    torch.testing.assert_close(after.extract_batch(mixtures, enrollments), estimates)
+    scores = [
+        si_snr(extract(modules, mixtures, embed(modules, enrollments)), targets)
+        for modules in (before, after.mods)
+    ]
+    assert scores[1].mean() > scores[0].mean() + 0.01
