@@ -2,6 +2,7 @@
 
 import functools
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,58 +13,38 @@ from benchmark.measure import (
     time_in_turns,
 )
 from benchmark.report import Table
-from speechbrain_peer.models.td_speakerbeam import Separator, SpeakerEncoder
-from speechbrain_peer.nnet.filterbank import Decoder, Encoder
-from speechbrain_peer.nnet.mask import MaskHead
-from speechbrain_peer.peer_learning.exchange import (
-    Predictor,
-    embed,
-    extract,
-    learn_from_peers,
-)
-from speechbrain_peer.peer_learning.folding import fold_predictors
+from speechbrain_peer.packaging.export import build_stages
+from speechbrain_peer.peer_learning.exchange import PeerLearning, embed, extract
 from speechbrain_peer.peer_learning.losses import PeerLoss
+from speechbrain_peer.peer_learning.predictors import fold_predictors
 
+RECIPE = Path(__file__).parents[1] / "hparams" / "td_speakerbeam_pl.yaml"
+# The entries of the YAML that the sizes give.
+SIZES = (
+    *("n_filters", "kernel_size", "stride", "channels", "hidden_channels"),
+    *("n_blocks", "n_repeats"),
+)
 EXCHANGES = {"TD-SpeakerBeam": "none", "TD-SpeakerBeam + PL": "better"}
 MAX_GRAD_NORM = 5.0
 LONG_ROUNDS = {"repeats": 1, "warm_up": 1}  # of what takes long
 
 
-def build_stages(sizes, exchange):
-    """TD-SpeakerBeam, as hparams/td_speakerbeam_pl.yaml builds it.
+def build(sizes, exchange):
+    """TD-SpeakerBeam, of hparams/td_speakerbeam_pl.yaml.
 
     Arguments
     ---------
     sizes : Sizes
     exchange : str
-        One of `peer_learning.EXCHANGES`.
+        One of `peer_learning.exchange.EXCHANGES`.
 
     Returns
     -------
     torch.nn.ModuleDict
     """
-    filters = (sizes.n_filters, sizes.kernel_size, sizes.stride)
-    channels = (sizes.channels, sizes.hidden_channels)
-    stages = {
-        "encoder": Encoder(*filters),
-        "speaker_encoder": SpeakerEncoder(
-            *filters, *channels, sizes.n_blocks, embedding_size=sizes.channels
-        ),
-        "separator": Separator(
-            sizes.n_filters,
-            *channels,
-            sizes.n_blocks,
-            sizes.n_repeats,
-            adapted_block=sizes.n_blocks - 1,
-            adaptation="mul",
-            embedding_size=sizes.channels,
-        ),
-        "predictor1": Predictor(sizes.channels, sizes.n_filters, exchange),
-        "predictor2": Predictor(2 * sizes.n_filters, sizes.n_filters, exchange),
-        "mask_head": MaskHead(sizes.channels, sizes.n_filters, exchange),
-        "decoder": Decoder(*filters),
-    }
-    return nn.ModuleDict(stages)
+    overrides = {key: getattr(sizes, key) for key in SIZES} | {"exchange": exchange}
+    stages, _ = build_stages(RECIPE, overrides)
+    return stages
 
 
 class TrainingStep:
@@ -82,8 +63,9 @@ class TrainingStep:
     """
 
     def __init__(self, exchange, precision, device, sizes):
-        self.exchange, self.precision, self.device = exchange, precision, device
-        self.stages = build_stages(sizes, exchange).to(device)
+        self.precision, self.device = precision, device
+        self.peer_learning = PeerLearning(exchange)
+        self.stages = build(sizes, exchange).to(device)
         self.loss = PeerLoss()
         self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=1e-3)
         noise = torch.randn(sizes.n_mixtures, sizes.samples, device=device)
@@ -96,13 +78,8 @@ class TrainingStep:
         """Runs it."""
         with precision_context(self.precision, self.device):
             embeddings = embed(self.stages, self.enrollments, self.lens)
-            outputs = learn_from_peers(
-                self.stages,
-                self.mixtures,
-                embeddings,
-                self.targets,
-                self.lens,
-                self.exchange,
+            outputs = self.peer_learning(
+                self.stages, self.mixtures, embeddings, self.targets, self.lens
             )
             loss, _ = self.loss(outputs, self.targets, self.lens)
         loss.backward()
@@ -172,9 +149,9 @@ def time_extraction(sizes, repeats, device):
         ],
     )
     table.notes.append("Every mixture is extracted from in whole.")
-    with_peers = fold_predictors(build_stages(sizes, "better"))
+    with_peers = fold_predictors(build(sizes, "better"))
     models = {
-        "TD-SpeakerBeam": build_stages(sizes, "none").to(device),
+        "TD-SpeakerBeam": build(sizes, "none").to(device),
         "TD-SpeakerBeam + PL, as exported": nn.ModuleDict(with_peers).to(device),
     }
     enrollment = torch.randn(1, sizes.samples, device=device)

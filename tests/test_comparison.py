@@ -140,7 +140,7 @@ def test_only_what_may_be_compared_is_put_together(tmp_path):
     write_run(tmp_path / "d", corpus="Voices.", mixture=1.5, seed=10)
     write_run(tmp_path / "e", corpus="Voices.", seed=11)
     write_run(tmp_path / "f", corpus="Voices.", n_steps=None, seed=12)
-    write_run(tmp_path / "g", corpus="Voices.", pretrained_path="a", seed=13)
+    write_run(tmp_path / "g", corpus="Voices.", start_from="a", seed=13)
     groups = groups_below(tmp_path)
     assert [(g.label, g.corpus, g.budget) for g in groups] == [
         ("A", "Voices.", "100 steps"),
@@ -154,19 +154,18 @@ def test_only_what_may_be_compared_is_put_together(tmp_path):
 
 
 def test_a_run_without_an_option_has_its_default(tmp_path):
-    options = {"exchange_share": 0.5}
     write_run(tmp_path / "a", seed=1)
-    write_run(tmp_path / "b", seed=2, learn_from_peers=options)
-    write_run(tmp_path / "c", seed=3, learn_from_peers={"exchange_share": 1.0})
+    write_run(tmp_path / "b", seed=2, peer_learning={"exchange_epochs": 5})
+    write_run(tmp_path / "c", seed=3, peer_learning={"exchange_epochs": None})
     pl = "TD-SpeakerBeam + PL (exchange better, peers listed"
-    share = "learn_from_peers.exchange_share"
-    assert names_below(tmp_path) == [[f"{pl}, {share} 0.5)", f"{pl}, {share} 1.0)"]]
+    epochs = "peer_learning.exchange_epochs"
+    assert names_below(tmp_path) == [[f"{pl}, {epochs} 5)", f"{pl}, {epochs} None)"]]
 
 
 def test_seeds_that_go_on_from_their_own_runs_are_one_system(tmp_path):
     for seed in (1, 2):
-        write_run(tmp_path / str(seed), seed=seed, pretrained_path=f"first/{seed}")
-    write_run(tmp_path / "3", seed=1, pretrained_path="other/1")
+        write_run(tmp_path / str(seed), seed=seed, start_from=f"first/{seed}")
+    write_run(tmp_path / "3", seed=1, start_from="other/1")
     [group] = groups_below(tmp_path)
     assert [[run.seed for run in system.runs] for system in group.systems] == [
         [1, 2],

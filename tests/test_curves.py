@@ -9,7 +9,8 @@ import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_peer.evaluation.figures import curves_figure
-from speechbrain_peer.training.curves import COLUMNS, PeerCurves, append_epoch
+from speechbrain_peer.peer_learning.curves import COLUMNS, PeerCurves
+from speechbrain_peer.training.curves import append_epoch
 
 BATCHES = 6
 

@@ -15,8 +15,8 @@ from tiny_model import TRAINING_YAML, build, export, write_run
 from speechbrain_peer.nnet.filterbank import Encoder
 from speechbrain_peer.packaging.export import STAGES, export_model
 from speechbrain_peer.packaging.loading import check_yaml, load_card, load_model
-from speechbrain_peer.peer_learning.exchange import embed, extract
-from speechbrain_peer.peer_learning.folding import can_fold, fold_predictors
+from speechbrain_peer.peer_learning.exchange import PeerLearning, embed, extract
+from speechbrain_peer.peer_learning.predictors import can_fold, fold_predictors
 
 HPARAMS = sorted((Path(__file__).parents[1] / "hparams").glob("*.yaml"))
 YAML, WEIGHTS = "hyperparams.yaml", "weights.ckpt"
@@ -84,7 +84,8 @@ def test_export_of_what_speechbrain_saves_with_overrides(tmp_path, monkeypatch):
     create_experiment_directory(
         str(run), write_run(tmp_path / "recipe"), overrides, save_env_desc=False
     )
-    trained = load_hyperpyyaml(TRAINING_YAML, overrides)["modules"]
+    hparams = load_hyperpyyaml(TRAINING_YAML, overrides)
+    trained = PeerLearning(hparams["exchange"]).stages(hparams["modules"])
     card = {"README.md": "# Süß"}
     folder = export_model(run / YAML, trained, tmp_path / "model", card)
     modules, _ = load_model(folder)
@@ -95,11 +96,12 @@ def test_export_of_what_speechbrain_saves_with_overrides(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.name)
 def test_every_recipe_exports_a_model_that_needs_no_trust(path, tmp_path):
-    overrides = {"results_folder": str(tmp_path), "pretrained_path": "a run"}
+    overrides = {"results_folder": str(tmp_path), "start_from": "a run"}
     run = tmp_path / "hyperparams.yaml"
     with open(path, encoding="utf-8") as stream:
         run.write_text(resolve_references(stream, overrides).read(), encoding="utf-8")
-    trained = load_hyperpyyaml(run.read_text(encoding="utf-8"))["modules"]
+    hparams = load_hyperpyyaml(run.read_text(encoding="utf-8"))
+    trained = hparams["peer_learning"].stages(hparams["modules"])
     modules, _ = load_model(export_model(run, trained, tmp_path / "model"))
     assert same_weights(modules, torch.nn.ModuleDict(trained))
 

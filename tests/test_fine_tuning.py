@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import public_spex_plus
 import pytest
-import test_model_td_speakerbeam as public_speakerbeam
+import test_model_spex_plus as spex_plus
+import test_model_td_speakerbeam as td_speakerbeam
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from test_train import ROOT, Interrupted, load_script, tiny
@@ -18,13 +18,9 @@ from tiny_model import TRAINING_YAML, write_run
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
-from speechbrain_peer.packaging.public_checkpoints import (
-    load_speakerbeam,
-    load_spex_plus,
-)
-from speechbrain_peer.peer_learning.exchange import embed, extract, learn_from_peers
+from speechbrain_peer.peer_learning.exchange import PeerLearning, embed, extract
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
-from speechbrain_peer.training.fine_tuning import load_pretrained
+from speechbrain_peer.training.fine_tuning import start_from
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import si_snr
 
@@ -38,7 +34,8 @@ PEER_LEARNING = [
 def build(text=TRAINING_YAML, seed=0, **overrides):
     """The stages of a YAML, with random weights of their own for every seed."""
     hparams = load_hyperpyyaml(text, {"seed": seed, **overrides})
-    return torch.nn.ModuleDict(hparams["modules"])
+    stages = PeerLearning(hparams["exchange"]).stages(hparams["modules"])
+    return torch.nn.ModuleDict(stages)
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def test_peer_learning_is_added_to_a_backbone(trained, caplog):
     caplog.set_level(logging.INFO)
     backbone, folder = trained(exchange="none")
     modules = build()
-    load_pretrained(modules, folder, 8000)
+    start_from(modules, folder, 8000)
     assert_extracts_the_same(modules, backbone)
     weights, old = modules.state_dict(), backbone.state_dict()
     new = [name for name in weights if name not in old]
@@ -92,13 +89,11 @@ def test_peer_learning_is_added_to_a_backbone(trained, caplog):
 def test_added_peer_learning_learns_though_c_is_zero(trained):
     _, folder = trained(exchange="none")
     modules = build()
-    load_pretrained(modules, folder, 8000)
+    start_from(modules, folder, 8000)
     mixtures, enrollments, targets = torch.randn(4, 4000), *torch.randn(2, 2, 4000)
     for weights in ("mask_head.combine.weight", "predictor1.linear.weight"):
         embeddings = embed(modules, enrollments)
-        outputs = learn_from_peers(
-            modules, mixtures, embeddings, targets, None, "better"
-        )
+        outputs = PeerLearning("better")(modules, mixtures, embeddings, targets, None)
         # Of the estimate alone: p and r have losses of their own besides.
         estimates = outputs.estimate[:, 0].unflatten(0, (2, 2))
         (-si_snr(estimates, targets).mean()).backward()
@@ -113,7 +108,7 @@ def test_folded_peer_learning_goes_on_with_new_predictors(trained, caplog):
     caplog.set_level(logging.INFO)
     original, folder = trained()
     modules = build()
-    load_pretrained(modules, folder, 8000)
+    start_from(modules, folder, 8000)
     assert_extracts_the_same(modules, original)
     assert set(PEER_LEARNING) < set(new_weights(caplog))
 
@@ -121,7 +116,7 @@ def test_folded_peer_learning_goes_on_with_new_predictors(trained, caplog):
 def test_fewer_filters_than_channels_can_be_unfolded(trained):
     original, folder = trained(n_filters=4)
     modules = build(n_filters=4)
-    load_pretrained(modules, folder, 8000)
+    start_from(modules, folder, 8000)
     assert_extracts_the_same(modules, original)
 
 
@@ -131,12 +126,12 @@ def test_predictors_of_another_kind_cannot_take_over_folded_ones(exchange, train
     modules = build()
     modules["predictor1"] = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
     if exchange == "none":
-        load_pretrained(modules, folder, 8000)
+        start_from(modules, folder, 8000)
         assert_extracts_the_same(modules, original)
         return
     before = extract_from(modules)
     with pytest.raises(DataError, match=r"folded.*folder of its training run"):
-        load_pretrained(modules, folder, 8000)
+        start_from(modules, folder, 8000)
     assert torch.equal(extract_from(modules), before)
 
 
@@ -150,7 +145,7 @@ def test_the_best_checkpoint_of_a_run_keeps_its_predictors(trained, tmp_path, ca
         original["encoder"].weight += 1
     checkpointer.save_checkpoint(meta={"valid_loss": -1.0})
     modules = build(exchange="anyway")
-    load_pretrained(modules, tmp_path / "run", 8000)
+    start_from(modules, tmp_path / "run", 8000)
     weights = modules.state_dict()
     assert weights.keys() == best.keys()
     assert all(torch.equal(weights[name], best[name]) for name in best)
@@ -161,53 +156,26 @@ def test_a_run_without_checkpoint_is_no_start(trained, tmp_path):
     trained()
     (tmp_path / "run/save").mkdir()
     with pytest.raises(DataError, match="save: holds no checkpoint"):
-        load_pretrained(build(), tmp_path / "run", 8000)
+        start_from(build(), tmp_path / "run", 8000)
 
 
-# Of each public format: its tests' checkpoint, and our names for its arguments.
+# Of each public format: its tests, and the arguments of their checkpoint.
 PUBLIC = {
-    "td_speakerbeam": (
-        public_speakerbeam,
-        public_speakerbeam.TINY,
-        load_speakerbeam,
-        {
-            "n_filters": "n_filters",
-            "kernel_size": "kernel_size",
-            "stride": "stride",
-            "channels": "bn_chan",
-            "hidden_channels": "hid_chan",
-            "n_blocks": "n_blocks",
-            "n_repeats": "n_repeats",
-            "adaptation": "adapt_layer_type",
-            "embedding_size": "adapt_enroll_dim",
-        },
-    ),
-    "spex_plus": (
-        public_spex_plus,
-        public_spex_plus.ARGS,
-        load_spex_plus,
-        {
-            "n_filters": "N",
-            "channels": "B",
-            "hidden_channels": "H",
-            "n_blocks": "X",
-            "n_repeats": "R",
-        },
-    ),
+    "td_speakerbeam": (td_speakerbeam, td_speakerbeam.TINY),
+    "spex_plus": (spex_plus, spex_plus.ARGS),
 }
 
 
 @pytest.mark.parametrize("backbone", PUBLIC)
 def test_a_public_checkpoint_gets_peer_learning(backbone, tmp_path, caplog):
-    public, args, load, names = PUBLIC[backbone]
+    public, args = PUBLIC[backbone]
     path = tmp_path / "public.pth"
     torch.save({"model_args": args, "state_dict": public.public_state(args)}, path)
     text = (ROOT / f"hparams/{backbone}_pl.yaml").read_text(encoding="utf-8")
-    sizes = {ours: args[theirs] for ours, theirs in names.items()}
-    modules = build(text, results_folder=str(tmp_path), **sizes)
+    modules = build(text, results_folder=str(tmp_path), **public.sizes(args))
     caplog.set_level(logging.INFO)
-    load_pretrained(modules, path, 8000)
-    assert_extracts_the_same(modules, load(path))
+    start_from(modules, path, 8000)
+    assert_extracts_the_same(modules, public.load(path, tmp_path))
     # The classifier of another number of speakers is new, too.
     new = [name for name in new_weights(caplog) if "classifier" not in name]
     assert sorted(new) == sorted(PEER_LEARNING)
@@ -220,7 +188,7 @@ def test_a_checkpoint_of_the_public_implementation(tse_reference, tmp_path):
     sizes = {"n_filters": 64, "channels": 32, "hidden_channels": 48}
     sizes |= {"n_blocks": 3, "n_repeats": 2, "results_folder": str(tmp_path)}
     modules = build(text, **sizes)
-    load_pretrained(modules, path, 8000)
+    start_from(modules, path, 8000)
     signals = np.load(tse_reference / "speakerbeam/tiny_mul_io.npz")
     mixture, enrollment, estimate = (
         torch.from_numpy(signals[key]) for key in ("mixture", "enrollment", "estimate")
@@ -229,13 +197,13 @@ def test_a_checkpoint_of_the_public_implementation(tse_reference, tmp_path):
         ours = extract(modules, mixture, embed(modules, enrollment))
     torch.testing.assert_close(ours, estimate[:, 0], rtol=0, atol=1e-5)
     with pytest.raises(DataError, match="is for 8000 Hz, training for 16000"):
-        load_pretrained(modules, path, 16000)
+        start_from(modules, path, 16000)
 
 
 def test_weights_that_do_not_fit_are_named(trained):
     _, folder = trained()
     with pytest.raises(DataError) as error:
-        load_pretrained(build(n_filters=24), folder, 8000)
+        start_from(build(n_filters=24), folder, 8000)
     text = str(error.value)
     assert str(folder) in text
     assert "encoder.weight is (16, 16) there and (24, 16) here" in text
@@ -248,36 +216,36 @@ def test_nothing_is_changed_by_a_model_that_does_not_fit(trained):
     modules = build(n_filters=24)
     before = {name: weight.clone() for name, weight in modules.state_dict().items()}
     with pytest.raises(DataError):
-        load_pretrained(modules, folder, 8000)
+        start_from(modules, folder, 8000)
     assert all(torch.equal(before[k], v) for k, v in modules.state_dict().items())
 
 
 def test_trained_peer_learning_is_not_dropped(trained):
     _, folder = trained()
     with pytest.raises(DataError, match=r"combine.weight is \(8, 8\) there and absent"):
-        load_pretrained(build(exchange="none"), folder, 8000)
+        start_from(build(exchange="none"), folder, 8000)
 
 
 def test_settings_that_no_weight_shows_are_logged(trained, caplog):
     _, folder = trained()
-    load_pretrained(build(), folder, 8000)
+    start_from(build(), folder, 8000)
     assert "other settings" not in caplog.text
-    load_pretrained(build(stride=4), folder, 8000)
+    start_from(build(stride=4), folder, 8000)
     assert "encoder.stride is 8 there and 4 here" in caplog.text
 
 
 def test_another_sample_rate_is_refused(trained):
     _, folder = trained()
     with pytest.raises(DataError, match="is for 8000 Hz, training for 16000"):
-        load_pretrained(build(), folder, 16000)
+        start_from(build(), folder, 16000)
 
 
 @pytest.mark.parametrize("name", ["no such/folder/here", "notes.txt", "empty"])
 def test_what_is_no_model_is_named(name, tmp_path):
     (tmp_path / "notes.txt").write_text("no weights")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=f"pretrained_path: .*{name}"):
-        load_pretrained(build(), tmp_path / name, 8000)
+    with pytest.raises(DataError, match=f"start_from: .*{name}"):
+        start_from(build(), tmp_path / name, 8000)
 
 
 def train(script, folder, corpus, row, **overrides):
@@ -301,7 +269,7 @@ def test_fine_tuning_starts_from_the_model_and_resumes_from_its_own(
     backbone = train(script, tmp_path, corpus, "td_speakerbeam")
     model = Path(backbone.hparams.export_folder)
     # Without steps of any size the backbone stays what it is.
-    settings = {"row": "td_speakerbeam_pl", "pretrained_path": model, "lr": 0}
+    settings = {"row": "td_speakerbeam_pl", "start_from": model, "lr": 0}
     settings |= {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
 
     def interrupt(brain, batch, outputs, loss, should_step):

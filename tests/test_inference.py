@@ -1,6 +1,5 @@
 """Extraction from tensors and files with an exported model."""
 
-import copy
 import os
 
 import numpy as np
@@ -11,13 +10,11 @@ from scipy.signal import resample_poly
 from tiny_model import SAMPLE_RATE, export
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.inference.inputs import find_embedding_size
 from speechbrain_peer.inference.recordings import (
     Recording,
     choose_encoding,
     write_blocks,
 )
-from speechbrain_peer.models.spex_plus import MultiScaleEncoder, SpeakerEncoder
 from speechbrain_peer.peer_learning.exchange import extract
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.signal import match_level
@@ -106,18 +103,6 @@ def test_embeddings_get_the_type_of_the_model(model, audio):
         model.extract_file(audio[0], embedding=embedding.double()),
         model.extract_file(audio[0], embedding=embedding),
     )
-
-
-def test_a_size_is_found_without_training_the_speaker_network():
-    """Batch norm counts what it hears."""
-    speaker_encoder = SpeakerEncoder(48, channels=8, embedding_size=4).train()
-    encoder = MultiScaleEncoder(16, kernel_sizes=[20, 80, 160], stride=10)
-    modules = {"encoder": encoder, "speaker_encoder": speaker_encoder}
-    before = copy.deepcopy(speaker_encoder.state_dict())
-    assert find_embedding_size(modules, SAMPLE_RATE) == 4
-    for name, value in speaker_encoder.state_dict().items():
-        assert torch.equal(value, before[name])
-    assert speaker_encoder.training
 
 
 def test_padded_items_give_what_they_give_alone(model):

@@ -12,7 +12,7 @@ from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.inference.match import MatchScorer
 from speechbrain_peer.packaging.export import add_match_scorer
-from speechbrain_peer.training.fine_tuning import load_pretrained
+from speechbrain_peer.training.fine_tuning import start_from
 
 SIZE, RATE = 16, 8000
 
@@ -199,4 +199,4 @@ def test_too_few_speakers_leave_the_model_as_it_is(tmp_path, prepared, monkeypat
 
 def test_a_model_with_a_score_can_be_fine_tuned(model):
     modules = build()
-    load_pretrained(modules, model, RATE)
+    start_from(modules, model, RATE)

@@ -1,10 +1,8 @@
 """SepFormer: SpeechBrain's numbers, padding, long signals, sizes and edges."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
+from rows import build_row
 from speechbrain.lobes.models.dual_path import (
     Dual_Computation_Block,
     Dual_Path_Model,
@@ -19,9 +17,8 @@ from speechbrain_peer.models.sepformer import (
     merge,
     segment,
 )
-from speechbrain_peer.peer_learning.exchange import embed, extract, learn_from_peers
+from speechbrain_peer.peer_learning.exchange import PeerLearning, embed, extract
 
-RECIPE = Path(__file__).parents[1] / "hparams" / "sepformer_pl.yaml"
 TINY = {
     "n_filters": 16,
     "channels": 8,
@@ -40,9 +37,7 @@ def build(tmp_path):
     """Builds the recipe's stages."""
 
     def build(**overrides):
-        overrides["results_folder"] = str(tmp_path)
-        text = RECIPE.read_text(encoding="utf-8")
-        return torch.nn.ModuleDict(load_hyperpyyaml(text, overrides)["modules"])
+        return build_row("sepformer_pl", tmp_path, **overrides)[0]
 
     return build
 
@@ -177,9 +172,8 @@ def test_a_training_step_in_bf16_is_near_that_in_fp32(build):
         modules.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             embeddings = embed(modules, enrollments)
-            outputs = learn_from_peers(
-                modules, mixtures, embeddings, targets, lens, "better"
-            )
+            learn = PeerLearning("better")
+            outputs = learn(modules, mixtures, embeddings, targets, lens)
         outputs = outputs[:3]
         sum(output.square().mean() for output in outputs).backward()
         for name, parameter in modules.named_parameters():

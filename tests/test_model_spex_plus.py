@@ -1,29 +1,29 @@
 """SpEx+: the public implementation's numbers, sizes, padding, folding and edges."""
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import resolve_references
 from public_spex_plus import ARGS, SCALES, Reference, public_state
+from rows import HPARAMS, build_row
 from torch.nn import functional as F
 
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.packaging.public_checkpoints import (
-    load_spex_plus,
+    load_asteroid_file,
+    load_public,
     spex_plus_names,
 )
 from speechbrain_peer.peer_learning.exchange import (
+    PeerLearning,
     embed,
     estimate,
-    learn_from_peers,
     represent,
 )
 
-HPARAMS = Path(__file__).parents[1] / "hparams"
 FULL_SIZE = 11_112_777  # without the classifier of speakers
 
 TINY = {
@@ -40,10 +40,7 @@ TINY = {
 
 def build(folder, row="spex_plus_pl", **overrides):
     """The modules of a YAML, and all its entries."""
-    overrides["results_folder"] = str(folder)
-    text = (HPARAMS / f"{row}.yaml").read_text(encoding="utf-8")
-    hparams = load_hyperpyyaml(text, overrides)
-    return torch.nn.ModuleDict(hparams["modules"]), hparams
+    return build_row(row, folder, **overrides)
 
 
 @pytest.fixture
@@ -65,8 +62,26 @@ def save_checkpoint(path, args, state):
     return path
 
 
+def sizes(args):
+    """What gives a YAML the sizes of a public checkpoint's arguments."""
+    names = {"n_filters": "N", "channels": "B", "hidden_channels": "H"}
+    names |= {"n_blocks": "X", "n_repeats": "R"}
+    shortest = args["L"]
+    return {ours: args[theirs] for ours, theirs in names.items()} | {
+        "kernel_sizes": [shortest, 80, 160],
+        "stride": shortest // 2,
+    }
+
+
+def load(path, folder, args=None):
+    """A public checkpoint's model, built from the YAML."""
+    args = args or load_asteroid_file(path)["model_args"]
+    row, _ = build(folder, "spex_plus", **sizes(args))
+    return load_public(path, row)[0].eval()
+
+
 def loaded(path, args, state):
-    return load_spex_plus(save_checkpoint(path, args, state)).eval()
+    return load(save_checkpoint(path, args, state), path.parent)
 
 
 @torch.no_grad()
@@ -100,9 +115,9 @@ def test_numbers_of_the_network_written_out(tmp_path):
         assert error(estimates[:, scale], right[:, scale]) < 1e-5
 
 
-def test_numbers_of_the_public_implementation(tse_reference):
+def test_numbers_of_the_public_implementation(tse_reference, tmp_path):
     folder = tse_reference / "spex_plus"
-    modules = load_spex_plus(folder / "tiny.pth").eval()
+    modules = load(folder / "tiny.pth", tmp_path)
     signals = {
         name: torch.from_numpy(array)
         for name, array in np.load(folder / "tiny_io.npz").items()
@@ -179,8 +194,9 @@ def test_other_models_are_refused_by_name(kind, tmp_path):
     change, message = WRONG[kind]
     args, state = dict(ARGS), public_state(ARGS)
     change(args, state)
+    path = save_checkpoint(tmp_path / "bad.pth", args, state)
     with pytest.raises(ValueError, match=r"bad\.pth") as refusal:
-        loaded(tmp_path / "bad.pth", args, state)
+        load(path, tmp_path, ARGS)
     assert message in str(refusal.value)
 
 
@@ -249,9 +265,8 @@ def train_step(modules, hparams, dtype=torch.float32):
     lens, targets = torch.tensor([1.0, 0.7]), noise(2, 1600, seed=3)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         embeddings = embed(modules, noise(2, 1500, seed=2), torch.tensor([0.6, 1.0]))
-        outputs = learn_from_peers(
-            modules, noise(4, 1600), embeddings, targets, lens, "better"
-        )
+        learn = PeerLearning("better")
+        outputs = learn(modules, noise(4, 1600), embeddings, targets, lens)
         loss, _ = hparams["loss"](outputs, targets, lens, torch.tensor([2, 0]))
     loss.backward()
     return loss.item()

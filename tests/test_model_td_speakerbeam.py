@@ -1,23 +1,21 @@
 """TD-SpeakerBeam: the public implementation's numbers, sizes, errors and edges."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
+from rows import build_row
 from tiny_model import build
 
 from speechbrain_peer.models.td_speakerbeam import Separator
 from speechbrain_peer.nnet.adaptation import Adaptation
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.packaging.public_checkpoints import (
-    load_speakerbeam,
+    load_asteroid_file,
+    load_public,
     speakerbeam_names,
 )
 from speechbrain_peer.peer_learning.exchange import embed, extract
 
-RECIPE = Path(__file__).parents[1] / "hparams" / "td_speakerbeam_pl.yaml"
 FULL_SIZE = 6_704_194
 
 # The sizes of a checkpoint in the public format.
@@ -89,18 +87,44 @@ def save_checkpoint(path, args, state):
 def checkpoint(tmp_path):
     """Loads a tiny checkpoint after a change of its arguments or tensors."""
 
-    def load(change):
+    def load_changed(change):
         args, state = dict(TINY), public_state(TINY)
         change(args, state)
-        return load_speakerbeam(save_checkpoint(tmp_path / "bad.pth", args, state))
+        path = save_checkpoint(tmp_path / "bad.pth", args, state)
+        return load(path, tmp_path, TINY)
 
-    return load
+    return load_changed
+
+
+# Our names for the arguments of a public checkpoint.
+NAMES = {
+    "n_filters": "n_filters",
+    "kernel_size": "kernel_size",
+    "stride": "stride",
+    "channels": "bn_chan",
+    "hidden_channels": "hid_chan",
+    "n_blocks": "n_blocks",
+    "n_repeats": "n_repeats",
+    "adapted_block": "i_adapt_layer",
+    "adaptation": "adapt_layer_type",
+    "embedding_size": "adapt_enroll_dim",
+}
+
+
+def sizes(args):
+    """What gives a YAML the sizes of a public checkpoint's arguments."""
+    return {ours: args[theirs] for ours, theirs in NAMES.items()}
+
+
+def load(path, folder, args=None):
+    """A public checkpoint's model, built from the YAML."""
+    args = args or load_asteroid_file(path)["model_args"]
+    row, _ = build_row("td_speakerbeam", folder, **sizes(args))
+    return load_public(path, row)[0]
 
 
 def full_size(tmp_path, **overrides):
-    overrides["results_folder"] = str(tmp_path)
-    text = RECIPE.read_text(encoding="utf-8")
-    return torch.nn.ModuleDict(load_hyperpyyaml(text, overrides)["modules"])
+    return build_row("td_speakerbeam_pl", tmp_path, **overrides)[0]
 
 
 def count(modules):
@@ -118,9 +142,9 @@ def extract_from(modules, mixtures, enrollments, mixture_lens=None, lens=None):
 
 
 @pytest.mark.parametrize("adaptation", ["mul", "muladd", "concat"])
-def test_numbers_of_the_public_implementation(adaptation, tse_reference):
+def test_numbers_of_the_public_implementation(adaptation, tse_reference, tmp_path):
     folder = tse_reference / "speakerbeam"
-    modules = load_speakerbeam(folder / f"tiny_{adaptation}.pth")
+    modules = load(folder / f"tiny_{adaptation}.pth", tmp_path)
     signals = {
         name: torch.from_numpy(array)
         for name, array in np.load(folder / f"tiny_{adaptation}_io.npz").items()
@@ -153,7 +177,7 @@ def test_full_size_has_the_public_names_and_shapes(tse_reference, tmp_path):
     }
     state = public_state(args)
     assert {key: str(tuple(tensor.shape)) for key, tensor in state.items()} == public
-    loaded = load_speakerbeam(save_checkpoint(tmp_path / "full.pth", args, state))
+    loaded = load(save_checkpoint(tmp_path / "full.pth", args, state), tmp_path)
     ours = full_size(tmp_path, exchange="none")
     assert [(name, p.shape) for name, p in loaded.named_parameters()] == [
         (name, p.shape) for name, p in ours.named_parameters()
@@ -196,6 +220,11 @@ WRONG_TENSORS = {
     "skip": (reshape(SKIP, 6, 11, 1), f"another shape: {SKIP} (6, 11, 1)"),
     "argument": (lambda args, state: args.pop("hid_chan"), "lack hid_chan"),
     "skip_chan": (lambda args, state: args.update(skip_chan=7), "skip_chan 7"),
+    "stride": (lambda args, state: args.update(stride=8), "stride is 8 there and 4"),
+    "block": (
+        lambda args, state: args.update(i_adapt_layer=0),
+        "adapted_block is 0 there and 1 here",
+    ),
     "mask": (lambda args, state: args.update(mask_act="sigmoid"), "mask_act sigmoid"),
 }
 
@@ -225,17 +254,17 @@ def test_files_that_are_no_checkpoints(content, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
-        load_speakerbeam(path)
+        load_public(path, build())
 
 
 def test_a_checkpoint_of_another_format_and_one_with_code(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"model\.pth has no model_args"):
-        load_speakerbeam(path)
+        load_public(path, build())
     torch.save({"model_args": TINY, "state_dict": print}, path)
     with pytest.raises(ValueError, match=r"model\.pth cannot be read"):
-        load_speakerbeam(path)
+        load_public(path, build())
 
 
 def separator(**changes):
@@ -312,7 +341,7 @@ def test_padded_items_are_extracted_as_if_alone():
 def test_every_adaptation_listens_to_the_enrollment(kind, size, tmp_path):
     args = TINY | {"adapt_layer_type": kind, "adapt_enroll_dim": size}
     path = save_checkpoint(tmp_path / "tiny.pth", args, public_state(args))
-    modules = load_speakerbeam(path)
+    modules = load(path, tmp_path)
     one, other = (
         extract_from(modules, noise(1, 800), noise(1, 800, seed=seed))
         for seed in (1, 2)

@@ -9,12 +9,11 @@ from torch.nn import ModuleDict
 
 from speechbrain_peer.peer_learning.exchange import (
     EXCHANGES,
-    Predictor,
+    PeerLearning,
     extract,
-    learn_from_peers,
     represent,
 )
-from speechbrain_peer.peer_learning.losses import PeerLoss, relative_distance
+from speechbrain_peer.peer_learning.losses import PeerLoss
 
 # Of four pairs, and of the peers that should lend in them.
 LENGTHS = (1200, 803, 1117, 16)
@@ -30,7 +29,8 @@ def noise(*shape, seed):
 
 def build_stages(overrides=None):
     """Those of extraction, without the classifier of a training."""
-    modules = load_hyperpyyaml(TRAINING_YAML, overrides)["modules"]
+    hparams = load_hyperpyyaml(TRAINING_YAML, overrides)
+    modules = PeerLearning(hparams["exchange"]).stages(hparams["modules"])
     del modules["speaker_classifier"]
     return ModuleDict(modules)
 
@@ -69,6 +69,13 @@ def predict(modules, mixtures, embeddings):
     branches = represent(modules, mixtures, embeddings, LENS)
     waveforms = modules["decoder"](branches.p, TIME, branches.frame_mask)
     return waveforms[:, 0].unflatten(0, (2, -1))
+
+
+def learn(modules, mixtures, embeddings, targets, lens, exchange, coin=None, **more):
+    """A training step's forward pass; `more` is of the epoch."""
+    epoch = more.pop("epoch", None)
+    peer_learning = PeerLearning(exchange, **more)
+    return peer_learning(modules, mixtures, embeddings, targets, lens, coin, epoch)
 
 
 def si_snr_by_formula(estimate, target):
@@ -124,75 +131,32 @@ def test_the_peer_of_higher_si_snr_lends_item_by_item(modules, pairs):
     ]
     better = np.argmax(scores, axis=0).tolist()
     assert better == list(BETTER)  # so that no fixed choice passes
-    outputs = learn_from_peers(modules, mixtures, embeddings, targets, LENS, "better")
+    outputs = learn(modules, mixtures, embeddings, targets, LENS, "better")
     check_lenders(modules, pairs, outputs, [better, better])
 
 
 def test_anyway_lends_both_branches_what_the_coin_says(modules, pairs):
     coin = [1, 1, 0, 0]
-    outputs = learn_from_peers(modules, *pairs, LENS, "anyway", torch.tensor(coin))
+    outputs = learn(modules, *pairs, LENS, "anyway", torch.tensor(coin))
     check_lenders(modules, pairs, outputs, [coin, coin])
 
 
 def test_itself_lends_each_branch_its_own(modules, pairs):
-    outputs = learn_from_peers(modules, *pairs, LENS, "itself")
+    outputs = learn(modules, *pairs, LENS, "itself")
     check_lenders(modules, pairs, outputs, [[0] * 4, [1] * 4])
-
-
-def test_a_share_of_the_items_exchanges(modules, pairs):
-    chance = torch.tensor([0.2, 0.6, 0.4, 0.9])  # items 0 and 2 are below 0.5
-    outputs = learn_from_peers(
-        modules, *pairs, LENS, "better", chance=chance, exchange_share=0.5
-    )
-    lenders = [[BETTER[0], peer, BETTER[2], peer] for peer in range(2)]
-    check_lenders(modules, pairs, outputs, lenders)
 
 
 def test_after_the_epochs_of_exchange_each_branch_has_its_own(modules, pairs):
     for epoch, lenders in ((1, [BETTER, BETTER]), (2, [[0] * 4, [1] * 4])):
-        outputs = learn_from_peers(
-            modules, *pairs, LENS, "better", epoch=epoch, exchange_epochs=1
-        )
+        outputs = learn(modules, *pairs, LENS, "better", epoch=epoch, exchange_epochs=1)
         check_lenders(modules, pairs, outputs, lenders)
-
-
-def test_masks_made_with_the_own_representation_are_those_of_inference(modules, pairs):
-    mixtures, embeddings, _ = pairs
-    lent = learn_from_peers(modules, *pairs, LENS, "better")
-    own = learn_from_peers(modules, *pairs, LENS, "better", masks_with="own")
-    extracted = torch.cat(
-        [extract(modules, peer, embeddings, LENS) for peer in mixtures.split(4)]
-    )
-    torch.testing.assert_close(own.estimate[:, 0], extracted, rtol=0, atol=1e-6)
-    assert not torch.allclose(lent.estimate, own.estimate)
-    # What is lent shapes r all the same.
-    assert torch.equal(lent.refined, own.refined)
-
-
-def test_only_the_worse_peer_is_drawn_to_the_better(modules, pairs):
-    mixtures, embeddings, targets = pairs
-    mixtures = mixtures.clone().requires_grad_()
-    outputs = learn_from_peers(modules, mixtures, embeddings, targets, LENS, "better")
-    plain, _ = PeerLoss()(outputs, targets, LENS)
-    drawn, _ = PeerLoss(consistency_weight=0.5)(outputs, targets, LENS)
-    p, p_star = outputs.branches.p, outputs.p_star
-    frames = outputs.branches.frame_mask.sum(1).int().tolist()
-    expected = [
-        (p[k, :n] - p_star[k, :n]).square().sum() / p_star[k, :n].square().sum()
-        for k, n in enumerate(frames)
-    ]
-    torch.testing.assert_close(drawn - plain, 0.5 * torch.stack(expected).mean())
-    distances = relative_distance(p, p_star, outputs.branches.frame_mask)
-    (grad,) = torch.autograd.grad(distances.sum(), mixtures)
-    moved = grad.unflatten(0, (2, 4)).any(-1)
-    assert moved.T.tolist() == [[better == 1, better == 0] for better in BETTER]
 
 
 def test_only_the_lent_representation_tells_the_exchanges_apart(modules, pairs):
     """The tests above could not tell, were p* without effect."""
     coin = torch.tensor([1, 0, 0, 1])  # always the worse
     estimates = [
-        learn_from_peers(modules, *pairs, LENS, exchange, coin).estimate
+        learn(modules, *pairs, LENS, exchange, coin).estimate
         for exchange in EXCHANGES[:3]
     ]
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -205,9 +169,7 @@ def gradient_at(modules, pairs, exchange, item, peer, output):
     mixtures, embeddings, targets = pairs
     mixtures = mixtures.clone().requires_grad_()
     coin = torch.tensor(BETTER)
-    outputs = learn_from_peers(
-        modules, mixtures, embeddings, targets, LENS, exchange, coin
-    )
+    outputs = learn(modules, mixtures, embeddings, targets, LENS, exchange, coin)
     waveform = getattr(outputs, output)[4 * peer + item]
     weights = noise(*waveform.shape, seed=3)
     (grad,) = torch.autograd.grad((waveform * weights).sum(), mixtures)
@@ -232,7 +194,7 @@ def test_no_gradient_takes_the_way_through_p_star(pairs, exchange):
     p_columns, p_star_columns = modules["predictor2"].linear.weight.chunk(2, dim=1)
     torch.nn.init.zeros_(p_columns)
     assert p_star_columns.any()
-    outputs = learn_from_peers(modules, *pairs, LENS, exchange, torch.tensor(BETTER))
+    outputs = learn(modules, *pairs, LENS, exchange, torch.tensor(BETTER))
     weight = modules["predictor1"].linear.weight
     (grad,) = torch.autograd.grad(outputs.refined.square().sum(), weight)
     assert not grad.any()
@@ -245,7 +207,7 @@ def test_equal_peers_train_as_inference_extracts(modules, pairs, exchange):
     extracted = extract(modules, single, embeddings, LENS)
     coin = torch.tensor(BETTER)
     for peers in (2, 1):  # `peers: off` has one, which lends to itself
-        outputs = learn_from_peers(
+        outputs = learn(
             modules, single.repeat(peers, 1), embeddings, targets, LENS, exchange, coin
         )
         expected = extracted.repeat(peers, 1)
@@ -257,7 +219,7 @@ def test_swapping_the_peers_swaps_the_outputs(modules, backbone, pairs, exchange
     mixtures, embeddings, targets = pairs
     stages = backbone if exchange == "none" else modules
     outputs, swapped = (
-        learn_from_peers(stages, stacked, embeddings, targets, LENS, exchange)
+        learn(stages, stacked, embeddings, targets, LENS, exchange)
         for stacked in (mixtures, mixtures.roll(4, 0))
     )
     for one, other in zip(outputs[:3], swapped[:3], strict=True):
@@ -268,13 +230,11 @@ def test_swapping_the_peers_swaps_the_outputs(modules, backbone, pairs, exchange
 
 def test_none_is_the_backbone(modules, backbone, pairs):
     mixtures, embeddings, targets = pairs
-    bare = {name: s for name, s in backbone.items() if not name.startswith("predictor")}
-    for predictor in ("predictor1", "predictor2"):
-        assert not list(backbone[predictor].parameters())
-    outputs = learn_from_peers(backbone, mixtures, embeddings, targets, LENS, "none")
+    assert list(backbone) == [name for name in modules if "predictor" not in name]
+    outputs = learn(backbone, mixtures, embeddings, targets, LENS, "none")
     assert outputs.predicted is None and outputs.refined is None
     alone = torch.cat(
-        [extract(bare, peer, embeddings, LENS) for peer in mixtures.split(4)]
+        [extract(backbone, peer, embeddings, LENS) for peer in mixtures.split(4)]
     )
     torch.testing.assert_close(outputs.estimate[:, 0], alone, rtol=0, atol=1e-6)
     # And with r of no effect, peer learning's model is that backbone.
@@ -282,7 +242,7 @@ def test_none_is_the_backbone(modules, backbone, pairs):
     neutral.load_state_dict(torch.nn.ModuleDict(backbone).state_dict(), strict=False)
     torch.nn.init.zeros_(neutral["mask_head"].combine.weight)
     torch.nn.init.zeros_(neutral["mask_head"].combine.bias)
-    outputs = learn_from_peers(neutral, mixtures, embeddings, targets, LENS, "better")
+    outputs = learn(neutral, mixtures, embeddings, targets, LENS, "better")
     torch.testing.assert_close(outputs.estimate[:, 0], alone, rtol=0, atol=1e-6)
 
 
@@ -294,7 +254,7 @@ def test_padded_and_unpadded_items_have_one_loss(modules, backbone, pairs, excha
     # Whatever is in the padding of the targets, it is not scored.
     noisy = targets + (targets == 0) * noise(4, TIME, seed=4)
     padded, scores = loss(
-        learn_from_peers(stages, mixtures, embeddings, noisy, LENS, exchange, coin),
+        learn(stages, mixtures, embeddings, noisy, LENS, exchange, coin),
         noisy,
         LENS,
     )
@@ -303,9 +263,7 @@ def test_padded_and_unpadded_items_have_one_loss(modules, backbone, pairs, excha
         chosen = slice(item, item + 1)
         arguments = mixtures[item::4, :length], embeddings[chosen]
         target = targets[chosen, :length]
-        outputs = learn_from_peers(
-            stages, *arguments, target, None, exchange, coin[chosen]
-        )
+        outputs = learn(stages, *arguments, target, None, exchange, coin[chosen])
         value, score = loss(outputs, target)
         alone.append(value)
         alone_scores.append(score)
@@ -316,22 +274,18 @@ def test_padded_and_unpadded_items_have_one_loss(modules, backbone, pairs, excha
 
 def test_exchanges_that_do_not_exist_or_fit(modules, backbone, pairs):
     with pytest.raises(ValueError, match="exchange 'best': choose one of better, any"):
-        Predictor(8, 16, exchange="best")
-    with pytest.raises(ValueError, match="exchange 'best': choose one of"):
-        learn_from_peers(modules, *pairs, LENS, "best")
-    with pytest.raises(ValueError, match="masks_with 'lend': choose lent or own"):
-        learn_from_peers(modules, *pairs, LENS, "better", masks_with="lend")
-    with pytest.raises(ValueError, match="exchange_share 0: there are no peers"):
-        learn_from_peers(modules, *pairs, LENS, "better", exchange_share=0)
+        PeerLearning("best")
+    with pytest.raises(ValueError, match=r"predictor1 and predictor2; give --exchange"):
+        PeerLearning("itself").stages(backbone)
     for stages, exchange in ((modules, "none"), (backbone, "better")):
         with pytest.raises(ValueError, match=f"'{exchange}' does not fit the model"):
-            learn_from_peers(stages, *pairs, LENS, exchange)
+            learn(stages, *pairs, LENS, exchange)
 
 
 def test_a_classifier_sees_one_embedding_for_each_pair(pairs):
     modules = build()
     mixtures, embeddings, targets = pairs
-    outputs = learn_from_peers(modules, mixtures, embeddings, targets, LENS, "better")
+    outputs = learn(modules, mixtures, embeddings, targets, LENS, "better")
     expected = modules["speaker_classifier"](embeddings)
     assert torch.equal(outputs.speaker_logits, expected)
     assert len(expected) == len(targets) == len(mixtures) / 2

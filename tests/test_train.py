@@ -181,13 +181,6 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             "td_speakerbeam_pl",
             {"peers": "drawn", "precision": "bf16", "num_workers": 2},
         ),
-        (
-            "td_speakerbeam_pl",
-            {
-                "learn_from_peers": {"exchange_share": 0.5, "masks_with": "own"},
-                "loss": {"consistency_weight": 1.0},
-            },
-        ),
         ("spex_plus", {}),
         ("spex_plus_pl", {"peers": "drawn"}),
         ("sepformer_pl", {}),
@@ -206,7 +199,7 @@ def test_every_setting_trains(run, row, overrides):
 def test_after_the_epochs_of_exchange_each_branch_keeps_its_own(run):
     best = run("td_speakerbeam_pl_best", experiment="best", n_epochs=3)
     assert best.hparams.exchange_epochs == 2
-    options = {"n_epochs": 3, "learn_from_peers": "{exchange_epochs: null}"}
+    options = {"n_epochs": 3, "peer_learning": "{exchange_epochs: null}"}
     exchanging = run("td_speakerbeam_pl_best", experiment="exchanging", **options)
     *firsts, last = read_curves(best)
     *others, other = read_curves(exchanging)
@@ -273,7 +266,7 @@ def test_training_lowers_the_loss_of_unseen_speakers(run):
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_yaml_is_resolved_and_builds_the_full_size_model(path, tmp_path):
-    overrides = {"results_folder": str(tmp_path), "pretrained_path": "a run"}
+    overrides = {"results_folder": str(tmp_path), "start_from": "a run"}
     with open(path, encoding="utf-8") as stream:
         resolved = resolve_references(stream, overrides).read()
     assert "<" not in resolved

@@ -42,20 +42,18 @@ separator: !new:speechbrain_peer.models.td_speakerbeam.Separator
     adaptation: mul
     embedding_size: 8
 
-predictor1: !new:speechbrain_peer.peer_learning.exchange.Predictor
+predictor1: !new:speechbrain_peer.peer_learning.predictors.Predictor
     in_channels: 8
     out_channels: !ref <n_filters>
-    exchange: !ref <exchange>
 
-predictor2: !new:speechbrain_peer.peer_learning.exchange.Predictor
+predictor2: !new:speechbrain_peer.peer_learning.predictors.Predictor
     in_channels: !ref <n_filters> * 2
     out_channels: !ref <n_filters>
-    exchange: !ref <exchange>
 
 mask_head: !new:speechbrain_peer.nnet.mask.MaskHead
     channels: 8
     n_filters: !ref <n_filters>
-    exchange: !ref <exchange>
+    refined_size: !ref <n_filters>
 
 decoder: !new:speechbrain_peer.nnet.filterbank.Decoder
     n_filters: !ref <n_filters>

@@ -32,7 +32,7 @@ from speechbrain_peer.evaluation.scoring import ScoringPool
 from speechbrain_peer.packaging.export import check_replaceable, export_model
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.curves import append_epoch
-from speechbrain_peer.training.fine_tuning import load_pretrained
+from speechbrain_peer.training.fine_tuning import start_from
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.runtime import keep_freed_memory
 from speechbrain_peer.utils.signal import match_level, sample_mask, si_snr
@@ -49,24 +49,17 @@ class PeerBrain(sb.Brain):
         if stage != sb.Stage.TRAIN:
             return extract(self.modules, mixtures, embeddings, lens)
 
-        coin = chance = None
+        coin = None
         if self.hparams.peers != "off":
             # Two branches: the same targets, other interferers, one stacked batch.
             mixtures = torch.cat((mixtures, batch.peer_sig.data))
             coin = torch.as_tensor(batch.coin).to(self.device)
-            chance = torch.as_tensor(batch.chance).to(self.device)
         # W, e and p of each branch; the better branch lends its p to the other (what
         # is lent is `exchange`); r, mask and estimate of each branch.
         targets = batch.target_sig.data
-        return self.hparams.learn_from_peers(
-            self.modules,
-            mixtures,
-            embeddings,
-            targets,
-            lens,
-            coin=coin,
-            chance=chance,
-            epoch=self.hparams.epoch_counter.current,
+        epoch = self.hparams.epoch_counter.current
+        return self.hparams.peer_learning(
+            self.modules, mixtures, embeddings, targets, lens, coin, epoch
         )
 
     def compute_objectives(self, predictions, batch, stage):
@@ -221,18 +214,19 @@ def main(arguments):
         hparams = load_hyperpyyaml(stream, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     check_replaceable(hparams["export_folder"])
+    modules = hparams["peer_learning"].stages(hparams["modules"])
+    hparams["checkpointer"].add_recoverables(modules)
     prepared = run_on_main(hparams["prepare"])
     train, valid, test = make_datasets(hparams, prepared)
     if hparams["use_tensorboard"] and if_main_process():
         folder = f"{hparams['output_folder']}/tensorboard"
         hparams["loggers"].append(TensorboardLogger(folder))
     # An interrupted fine-tuning goes on from its own checkpoint.
-    pretrained_path = hparams["pretrained_path"]
-    if pretrained_path and hparams["checkpointer"].find_checkpoint() is None:
-        load_pretrained(hparams["modules"], pretrained_path, hparams["sample_rate"])
+    if hparams["start_from"] and hparams["checkpointer"].find_checkpoint() is None:
+        start_from(modules, hparams["start_from"], hparams["sample_rate"])
 
     brain = PeerBrain(
-        hparams["modules"],
+        modules,
         hparams["optimizer"],
         hparams,
         run_opts,

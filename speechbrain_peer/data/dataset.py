@@ -57,7 +57,7 @@ def training_set(
     -------
     dataset : DynamicItemDataset
         Items with `id`, `mixture_sig`, `target_sig`, `enrollment_sig`, `speaker`, and
-        with peers `coin`, `peer_sig` and `chance`.
+        with peers `coin` and `peer_sig`.
     items : TrainingItems
         Its `set_epoch` starts an epoch.
 
@@ -79,7 +79,7 @@ def training_set(
         listed = read_manifest(listed_peers, data_root) if peers == "listed" else None
         items = TrainingItems(*common, listed)
     of_single = ["mixture_sig", "target_sig", "enrollment_sig", "speaker"]
-    of_pair = [*of_single, "coin", "peer_sig", "chance"]
+    of_pair = [*of_single, "coin", "peer_sig"]
     dataset = DynamicItemDataset(rows)
     dataset.add_dynamic_item(items.read, takes="id", provides=of_pair)
     dataset.set_output_keys(["id", *(of_single if peers == "off" else of_pair)])

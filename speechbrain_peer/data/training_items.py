@@ -68,8 +68,6 @@ class TrainingItems:
             0 or 1, the peer that lends with `exchange: anyway`.
         peer_mixture : torch.Tensor
             The second peer, as long as the first, (time,).
-        chance : float
-            In [0, 1), for an exchange of a share of the items.
         """
         row = self.rows[item_id]
         rng = item_rng(self.seed, int(self.epoch), item_id)
@@ -82,7 +80,6 @@ class TrainingItems:
         yield self.speaker_indices[row["target"]["speaker"]]
         yield int(rng.integers(2))
         yield self._mix_peer(item_id, target, start, rng)
-        yield rng.random()
 
     def _targets(self):
         """All sources that may be a target."""

@@ -1,14 +1,8 @@
 """What inference accepts: clear errors instead of NaN and silent nonsense."""
 
-import copy
-
 import torch
 
-from speechbrain_peer.peer_learning.exchange import embed
-from speechbrain_peer.utils.signal import sample_mask
-
-# Below this, in seconds, there is no voice to recognize.
-SHORTEST_ENROLLMENT = 0.1
+from speechbrain_peer.utils.signal import SHORTEST_ENROLLMENT, sample_mask
 
 
 def check_waveforms(name, waveforms, lens, device):
@@ -120,31 +114,6 @@ def check_embeddings(embeddings, shape, weight, name="mixtures"):
         )
     _check_finite("embeddings", embeddings)
     return embeddings.to(weight)
-
-
-@torch.no_grad()
-def find_embedding_size(modules, sample_rate):
-    """Tells how large a model's embeddings are, whatever its speaker network is.
-
-    Arguments
-    ---------
-    modules : mapping of str to torch.nn.Module
-        The stages.
-    sample_rate : int
-        In Hz.
-
-    Returns
-    -------
-    int
-    """
-    # Of a copy: statistics that a layer keeps while it is trained must not change.
-    stages = {
-        name: copy.deepcopy(modules[name]).eval()
-        for name in ("encoder", "speaker_encoder")
-    }
-    weight = next(stages["speaker_encoder"].parameters())
-    length = round(SHORTEST_ENROLLMENT * sample_rate)
-    return embed(stages, torch.ones(1, length).to(weight)).shape[1]
 
 
 def _check_finite(name, batch):

@@ -1,6 +1,5 @@
 """Extraction of one talker from mixtures with a trained model."""
 
-import functools
 import io
 import os
 
@@ -13,7 +12,6 @@ from speechbrain_peer.inference.inputs import (
     check_embeddings,
     check_enrollments,
     check_waveforms,
-    find_embedding_size,
 )
 from speechbrain_peer.inference.recordings import (
     Recording,
@@ -379,12 +377,8 @@ class TargetSpeechExtraction(Pretrained):
             raise ValueError(f"{path}: {error}") from error
 
     def _checked(self, embeddings, count, name="mixtures"):
-        shape = (count, self._embedding_size)
+        shape = (count, self.mods.speaker_encoder.embedding_size)
         return check_embeddings(embeddings, shape, next(self.mods.parameters()), name)
-
-    @functools.cached_property
-    def _embedding_size(self):
-        return find_embedding_size(self.mods, self.hparams.sample_rate)
 
     def _device(self):
         # Not self.device, which does not follow .to().

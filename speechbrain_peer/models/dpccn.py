@@ -207,6 +207,7 @@ class SpeakerEncoder(nn.Module):
         )
         self.slope = nn.Parameter(torch.full((1,), 0.25))
         self.linear = nn.Linear(channels, embedding_size)
+        self.embedding_size = self.linear.out_features
 
     def forward(self, enrollments, enrollment_lens=None, mixture_encoder=None):
         """Embeds.
@@ -251,18 +252,18 @@ class MappingHead(MaskHead):
     ---------
     channels : int
         C, channels of e.
-    exchange : str
-        One of `peer_learning.EXCHANGES`, or `folded`.
+    refined_size : int or None
+        Channels of r, 2, or C where r has been folded into e; None without predictors.
 
     Example
     -------
-    >>> head, mixture = MappingHead(8, exchange="better"), torch.rand(2, 50, 31, 2)
+    >>> head, mixture = MappingHead(8, refined_size=2), torch.rand(2, 50, 31, 2)
     >>> head(torch.rand(2, 50, 31, 8), torch.rand(2, 50, 31, 2), mixture).shape
     torch.Size([2, 50, 31, 2])
     """
 
-    def __init__(self, channels, exchange="none"):
-        super().__init__(channels, 2, exchange)
+    def __init__(self, channels, refined_size=None):
+        super().__init__(channels, 2, refined_size)
 
     def forward(self, e, r, representation):
         """Maps.

@@ -242,6 +242,7 @@ class SpeakerEncoder(nn.Module):
         sizes = (channels, channels, 2 * channels, 2 * channels)
         self.blocks = nn.Sequential(*map(_PooledBlock, sizes[:-1], sizes[1:]))
         self.linear = nn.Linear(2 * channels, embedding_size)
+        self.embedding_size = self.linear.out_features
 
     def forward(self, enrollments, enrollment_lens, mixture_encoder):
         """Embeds.

@@ -154,6 +154,7 @@ class SpeakerEncoder(nn.Module):
         )
         self.slope = nn.Parameter(torch.full((1,), 0.25))
         self.linear = nn.Linear(channels, 2 * embedding_size)
+        self.embedding_size = self.linear.out_features
 
     def forward(self, enrollments, enrollment_lens=None, mixture_encoder=None):
         """Embeds.

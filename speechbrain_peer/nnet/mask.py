@@ -4,13 +4,12 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.conv_block import prelu
-from speechbrain_peer.peer_learning.exchange import has_predictors
 
 
 class Combination(nn.Linear):
     """Where peer learning enters: e + C r, with a linear map C into the space of e.
 
-    Folded (see `speechbrain_peer.peer_learning.folding`) it is a linear map of e alone.
+    Folded (see `peer_learning.predictors`) it is a linear map of e alone.
     """
 
     def forward(self, e, r=None):
@@ -29,14 +28,15 @@ class MaskHead(nn.Module):
         D, channels of e.
     n_filters : int
         N, channels of W.
-    exchange : str
-        One of `peer_learning.EXCHANGES`, or `folded`.
+    refined_size : int or None
+        Channels of r, or of e where r has been folded into it; None without
+        predictors.
     prelu : bool
         Whether there is a PReLU.
 
     Example
     -------
-    >>> head = MaskHead(channels=8, n_filters=32, exchange="better")
+    >>> head = MaskHead(channels=8, n_filters=32, refined_size=32)
     >>> e, r, mixture = (
     ...     torch.rand(2, 50, 8),
     ...     torch.rand(2, 50, 32),
@@ -46,13 +46,11 @@ class MaskHead(nn.Module):
     torch.Size([2, 50, 32])
     """
 
-    def __init__(self, channels, n_filters, exchange="none", prelu=True):
+    def __init__(self, channels, n_filters, refined_size=None, prelu=True):
         super().__init__()
         self.combine = None
-        if exchange == "folded":
-            self.combine = Combination(channels, channels)
-        elif has_predictors(exchange):
-            self.combine = Combination(n_filters, channels)
+        if refined_size is not None:
+            self.combine = Combination(refined_size, channels)
         self.slope = nn.Parameter(torch.full((1,), 0.25)) if prelu else None
         self.linear = nn.Linear(channels, n_filters)
 

@@ -25,7 +25,11 @@ from speechbrain_peer.packaging.loading import (
     check_yaml,
     load_model,
 )
-from speechbrain_peer.peer_learning.folding import can_fold, fold_predictors
+from speechbrain_peer.peer_learning.predictors import (
+    PREDICTORS,
+    can_fold,
+    fold_predictors,
+)
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
@@ -102,7 +106,9 @@ def export_model(hparams_file, modules, folder, documents=None):
     stages = {name: _unwrapped(modules[name]) for name in hparams["modules"]}
     if can_fold(stages):
         stages = fold_predictors(stages)
-        _fold_hparams(hparams)
+        _drop_predictors(hparams)
+        folded = stages["mask_head"].combine
+        hparams["mask_head"]["refined_size"] = folded.in_features
     stages = torch.nn.ModuleDict(stages)
 
     return _write_folder(folder, hparams, stages.state_dict(), documents or {})
@@ -158,7 +164,7 @@ def _write_folder(folder, hparams, weights, documents):
     return folder
 
 
-def stage_hparams(hparams_file, names=None):
+def stage_hparams(hparams_file, names=None, overrides=None):
     """Reads what builds the stages of a training run, and builds nothing.
 
     Arguments
@@ -167,6 +173,8 @@ def stage_hparams(hparams_file, names=None):
         The YAML of the run, with the overrides in it.
     names : iterable of str, optional
         Which stages, in which order; by default all.
+    overrides : dict, optional
+        Other values of the run's entries.
 
     Returns
     -------
@@ -180,7 +188,7 @@ def stage_hparams(hparams_file, names=None):
         If the YAML lacks an entry.
     """
     with open(hparams_file, encoding="utf-8") as stream:
-        run = ruamel.yaml.YAML().load(resolve_references(stream))
+        run = ruamel.yaml.YAML().load(resolve_references(stream, overrides))
     for key in ("sample_rate", "modules"):
         if key not in run:
             raise ValueError(
@@ -192,20 +200,26 @@ def stage_hparams(hparams_file, names=None):
         for key in names or run["modules"]
         if key in run["modules"]
     }
-    return {
+    hparams = {
         "sample_rate": run["sample_rate"],
         **stages,
         "modules": {key: RefTag(f"<{key}>") for key in stages},
     }
+    # The YAML lists predictors; this run has been trained without.
+    if run.get("exchange") == "none":
+        _drop_predictors(hparams)
+    return hparams
 
 
-def build_stages(hparams_file):
+def build_stages(hparams_file, overrides=None):
     """Builds the stages of a training run, with random weights, and nothing else of it.
 
     Arguments
     ---------
     hparams_file : str or pathlib.Path
         The YAML of the run.
+    overrides : dict, optional
+        Other values of its entries.
 
     Returns
     -------
@@ -219,17 +233,18 @@ def build_stages(hparams_file):
         If a stage could do more than build networks.
     """
     stream = io.StringIO()
-    dump_hyperpyyaml(stage_hparams(hparams_file), stream)
+    dump_hyperpyyaml(stage_hparams(hparams_file, overrides=overrides), stream)
     check_yaml(stream.getvalue(), hparams_file)
     hparams = load_hyperpyyaml(stream.getvalue())
     return torch.nn.ModuleDict(hparams["modules"]), hparams["sample_rate"]
 
 
-def _fold_hparams(hparams):
-    """Says of the entries for inference what `fold_predictors` does to the stages."""
-    for name in ("predictor1", "predictor2"):
-        del hparams[name], hparams["modules"][name]
-    hparams["mask_head"]["exchange"] = "folded"
+def _drop_predictors(hparams):
+    """Does to the nodes what `without_predictors` does to the stages."""
+    for name in PREDICTORS:
+        hparams.pop(name, None)
+        hparams["modules"].pop(name, None)
+    hparams["mask_head"].pop("refined_size", None)
 
 
 def _without_comments(node, copies):

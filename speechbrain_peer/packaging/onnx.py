@@ -18,11 +18,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from speechbrain_peer.inference.inputs import SHORTEST_ENROLLMENT
 from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.utils.files import whole_file
-from speechbrain_peer.utils.signal import match_level
+from speechbrain_peer.utils.signal import SHORTEST_ENROLLMENT, match_level
 
 SPEAKER_ENCODER_FILE = "speaker_encoder.onnx"
 EXTRACTOR_FILE = "extractor.onnx"

@@ -2,124 +2,75 @@
 
 import torch
 
-from speechbrain_peer.models import spex_plus, td_speakerbeam
-from speechbrain_peer.nnet.filterbank import Decoder, Encoder
-from speechbrain_peer.nnet.mask import MaskHead
 
+def load_public(path, modules):
+    """Fills stages with a checkpoint of the public SpeakerBeam or SpEx+ code.
 
-def load_speakerbeam(path):
-    """Builds TD-SpeakerBeam from a checkpoint in the public SpeakerBeam format.
-
-    Arguments
-    ---------
-    path : str or Path
-        A file with `model_args` and `state_dict`, as Asteroid writes them.
-
-    Returns
-    -------
-    torch.nn.ModuleDict
-        The stages, with the checkpoint's weights.
-
-    Raises
-    ------
-    ValueError
-        If the file is no such checkpoint, or its names and shapes differ from those
-        of the model; the message lists them.
-    """
-    checkpoint = load_asteroid_file(path)
-    modules = _build_speakerbeam(checkpoint["model_args"], path)
-    _fill(modules, checkpoint["state_dict"], speakerbeam_names, "TD-SpeakerBeam", path)
-    return modules
-
-
-def load_spex_plus(path):
-    """Builds SpEx+ from the tensors of the public SpEx+ implementation.
-
-    Padded enrollments get other embeddings than there: it sums over the padding, too.
+    Padded enrollments get other embeddings than from the public SpEx+: it sums over the
+    padding, too.
 
     Arguments
     ---------
     path : str or Path
-        A file with `state_dict` and, under `model_args`, the arguments `L`, `N`, `X`,
-        `R`, `B`, `H`, `P` and `norm` of the network.
+        A file with `model_args` and `state_dict`, as Asteroid writes them. Of SpEx+,
+        `model_args` holds the arguments `L`, `N`, `X`, `R`, `B`, `H`, `P` and `norm`.
+    modules : Mapping
+        The stages of a YAML, of the checkpoint's sizes, without predictors. A
+        `speaker_classifier` among them is left out.
 
     Returns
     -------
-    torch.nn.ModuleDict
-        The stages and `speaker_classifier`, with the checkpoint's weights.
+    modules : torch.nn.ModuleDict
+        The stages, with the checkpoint's weights; of SpEx+ also its
+        `speaker_classifier`.
+    sample_rate : int or None
+        In Hz, where the checkpoint tells it.
 
     Raises
     ------
     ValueError
-        If the file is no such checkpoint, or its names and shapes differ from those
-        of the model; the message lists them.
+        If the file is no such checkpoint, or its names, shapes or settings differ from
+        those of the stages; the message lists them.
     """
     checkpoint = load_asteroid_file(path)
-    state = checkpoint["state_dict"]
-    speakers = len(state.get("pred_linear.bias", (None,)))
-    modules = _build_spex_plus(checkpoint["model_args"], speakers, path)
-    _fill(modules, state, spex_plus_names, "SpEx+", path)
-    return modules
-
-
-def _build_speakerbeam(args, path):
-    """The stages that the checkpoint's arguments describe."""
-    _check_present(args, _ARGUMENTS, "TD-SpeakerBeam", path)
-    _check_fixed(args, {"skip_chan": args["bn_chan"], "mask_act": "relu"}, path)
-    filters = {key: args[key] for key in ("n_filters", "kernel_size", "stride")}
-    # The file counts all channels an adapted connection's embedding has; the
-    # auxiliary network makes one for the residual and one for the skip connection.
-    shared = {
-        "channels": args["bn_chan"],
-        "hidden_channels": args["hid_chan"],
-        "n_blocks": args["n_blocks"],
-        "embedding_size": args["adapt_enroll_dim"],
-    }
-    return torch.nn.ModuleDict(
-        {
-            "encoder": Encoder(**filters),
-            "speaker_encoder": td_speakerbeam.SpeakerEncoder(**filters, **shared),
-            "separator": td_speakerbeam.Separator(
-                n_filters=args["n_filters"],
-                n_repeats=args["n_repeats"],
-                adapted_block=args["i_adapt_layer"],
-                adaptation=args["adapt_layer_type"],
-                **shared,
-            ),
-            "mask_head": MaskHead(args["bn_chan"], args["n_filters"]),
-            "decoder": Decoder(**filters),
+    args, state = checkpoint["model_args"], checkpoint["state_dict"]
+    stages = {name: modules[name] for name in modules if name != "speaker_classifier"}
+    # Only SpEx+ calls a kernel size so.
+    if "L" in args:
+        _check_present(args, set("LNXRBH") | {"norm"}, "SpEx+", path)
+        fixed = {"P": 3, "norm": "gLN", "non_linear": "relu", "causal": False}
+        # The public code takes half of the shortest frame as its stride.
+        settings = {"stride": args["L"] // 2}
+        names, model = spex_plus_names, "SpEx+"
+        speakers, size = state.get("pred_linear.weight", torch.empty(1, 1)).shape
+        stages["speaker_classifier"] = torch.nn.Linear(size, speakers)
+    else:
+        _check_present(args, _ARGUMENTS, "TD-SpeakerBeam", path)
+        fixed = {"skip_chan": args["bn_chan"], "mask_act": "relu"}
+        settings = {
+            "stride": args["stride"],
+            "adapted_block": args["i_adapt_layer"],
+            "kind": args["adapt_layer_type"],
         }
-    )
-
-
-def _build_spex_plus(args, speakers, path):
-    """The same for SpEx+; what is not an argument, the public code has fixed."""
-    _check_present(args, set("LNXRBH") | {"norm"}, "SpEx+", path)
-    fixed = {"P": 3, "norm": "gLN", "non_linear": "relu", "causal": False}
+        names, model = speakerbeam_names, "TD-SpeakerBeam"
     _check_fixed(args, fixed, path)
-    filters = {
-        "n_filters": args["N"],
-        "kernel_sizes": (args["L"], 80, 160),
-        "stride": args["L"] // 2,
-    }
-    n_all, embedding_size = 3 * args["N"], 256
-    return torch.nn.ModuleDict(
-        {
-            "encoder": spex_plus.MultiScaleEncoder(**filters),
-            "speaker_encoder": spex_plus.SpeakerEncoder(n_all, 256, embedding_size),
-            "separator": spex_plus.Separator(
-                n_filters=n_all,
-                channels=args["B"],
-                hidden_channels=args["H"],
-                n_blocks=args["X"],
-                n_repeats=args["R"],
-                embedding_size=embedding_size,
-            ),
-            "mask_head": MaskHead(args["B"], n_all, prelu=False),
-            "decoder": spex_plus.MultiScaleDecoder(**filters),
-            "speaker_classifier": torch.nn.Linear(embedding_size, speakers),
-        }
-    )
+    stages = torch.nn.ModuleDict(stages)
+    _check_settings(settings, stages, path)
+    _fill(stages, state, names, model, path)
+    return stages, args.get("sample_rate")
+
+
+def _check_settings(settings, stages, path):
+    """Settings that no weight shows, by the layers' attributes."""
+    differences = [
+        f"{key} is {value} there and {getattr(layer, key)} here"
+        for stage in ("encoder", "separator")
+        for layer in stages[stage].modules()
+        for key, value in settings.items()
+        if getattr(layer, key, value) != value
+    ]
+    if differences:
+        raise ValueError(f"{path}: {'; '.join(dict.fromkeys(differences))}")
 
 
 def _check_present(args, needed, model, path):
@@ -156,7 +107,7 @@ def _fill(modules, source, names, model, path):
             part.copy_(tensor)
     if missing or unexpected or misshapen:
         raise ValueError(
-            f"{path} is no {model} of its own arguments; missing: "
+            f"{path} is no {model} of the YAML's sizes; missing: "
             f"{', '.join(missing) or '-'}; unexpected: "
             f"{', '.join(sorted(unexpected)) or '-'}; of another shape: "
             f"{', '.join(misshapen) or '-'}"

@@ -23,8 +23,8 @@ all first peers before all second ones; waveforms are `(peers * batch, time)`.
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
+from speechbrain_peer.peer_learning.predictors import without_predictors
 from speechbrain_peer.utils.signal import si_snr
 
 EXCHANGES = ("better", "anyway", "itself", "none")
@@ -46,36 +46,6 @@ def has_predictors(exchange):
     if exchange not in EXCHANGES:
         raise ValueError(f"exchange '{exchange}': choose one of {', '.join(EXCHANGES)}")
     return exchange != "none"
-
-
-class Predictor(nn.Module):
-    """A linear map between representations.
-
-    Arguments
-    ---------
-    in_channels : int
-        Channels of the representation to map.
-    out_channels : int
-        Channels of the decoder's input.
-    exchange : str
-        One of `EXCHANGES`. With `none` there is nothing to predict: the stage has
-        no parameters and returns None.
-
-    Example
-    -------
-    >>> Predictor(8, 32)(torch.rand(2, 50, 8)).shape
-    torch.Size([2, 50, 32])
-    """
-
-    def __init__(self, in_channels, out_channels, exchange="better"):
-        super().__init__()
-        self.linear = None
-        if has_predictors(exchange):
-            self.linear = nn.Linear(in_channels, out_channels)
-
-    def forward(self, representation):
-        """(batch, frames, in_channels) to (batch, frames, out_channels)."""
-        return None if self.linear is None else self.linear(representation)
 
 
 class Branches(NamedTuple):
@@ -101,10 +71,6 @@ class Outputs(NamedTuple):
     """decoder(r)"""
     speaker_logits: torch.Tensor | None = None
     """Of the stage `speaker_classifier`, where there is one, (batch, speakers)."""
-    branches: Branches | None = None
-    """What the estimates are made of."""
-    p_star: torch.Tensor | None = None
-    """What each branch was lent, of the shape of p."""
 
 
 def embed(modules, enrollments, enrollment_lens=None):
@@ -155,7 +121,7 @@ def represent(modules, mixtures, embeddings, mixture_lens=None):
     return Branches(W, frame_mask, e, p)
 
 
-def lend(p, scores, exchange, coin=None, exchanging=None):
+def lend(p, scores, exchange, coin=None):
     """Chooses the representation that each branch is lent, p*.
 
     Arguments
@@ -169,9 +135,6 @@ def lend(p, scores, exchange, coin=None, exchanging=None):
         that of the peer whom the coin names; `itself`: each branch its own.
     coin : torch.Tensor or None
         Index of a random peer, (batch,); for `anyway`.
-    exchanging : torch.Tensor or None
-        Whether the item's peers exchange, or each branch keeps its own, (batch,);
-        None: all exchange.
 
     Returns
     -------
@@ -188,15 +151,7 @@ def lend(p, scores, exchange, coin=None, exchanging=None):
     if exchange == "itself" or len(p) == 1:
         return p
     chosen = coin if exchange == "anyway" else scores.argmax(0)
-    lent = p[chosen, torch.arange(p.shape[1], device=p.device)].expand_as(p)
-    if exchanging is None:
-        return lent
-    return torch.where(exchanging.view(-1, *[1] * (p.ndim - 2)), lent, p)
-
-
-def refine(modules, p, p_star):
-    """r, of a branch's own representation and the lent one, all of one shape."""
-    return modules["predictor2"](torch.cat((p, p_star), dim=-1))
+    return p[chosen, torch.arange(p.shape[1], device=p.device)].expand_as(p)
 
 
 def estimate(modules, branches, p_star, length):
@@ -222,97 +177,121 @@ def estimate(modules, branches, p_star, length):
         The refined representation, (peers * batch, frames, filters).
     """
     W, frame_mask, e, p = branches
-    r = None if p is None else refine(modules, p, p_star)
+    r = None
+    if p is not None:
+        r = modules["predictor2"](torch.cat((p, p_star), dim=-1))
     masked = modules["mask_head"](e, r, W)
     return modules["decoder"](masked, length, frame_mask), r
 
 
-def learn_from_peers(
-    modules,
-    mixtures,
-    embeddings,
-    targets,
-    lens,
-    exchange,
-    coin=None,
-    chance=None,
-    epoch=None,
-    exchange_share=1.0,
-    exchange_epochs=None,
-    masks_with="lent",
-):
+class PeerLearning:
     """A training step's forward pass: branches, exchange, estimates.
-
-    The paper's method has the defaults of the last three options.
 
     Arguments
     ---------
-    modules : Mapping
-        The stages.
-    mixtures : torch.Tensor
-        (peers * batch, time); with one peer, it lends to itself.
-    embeddings : torch.Tensor
-        (batch, embedding).
-    targets : torch.Tensor
-        (batch, time), the same for all peers.
-    lens : torch.Tensor or None
-        Relative lengths of mixtures and targets, (batch,).
     exchange : str
-        One of `EXCHANGES`.
-    coin : torch.Tensor or None
-        Index of a random peer for `anyway`, (batch,).
-    chance : torch.Tensor or None
-        A random number in [0, 1) for every item, (batch,); needed for a share.
-    epoch : int or None
-        Of the training, from 1 on; needed for `exchange_epochs`.
-    exchange_share : float
-        Share of the items whose peers exchange; in the others each branch keeps its
-        own, as at inference.
+        What the branches lend each other: `better`, the method (paper, section III);
+        `anyway` and `itself`, the ablations of its Table II; `none`, pairs without
+        predictors.
     exchange_epochs : int or None
-        The last epoch with exchange; after it each branch keeps its own.
-    masks_with : str
-        `lent`: r of p and p* refines the mask; `own`: the mask is always made as at
-        inference, of r of p and p, and what is lent shapes the predictors only.
-
-    Returns
-    -------
-    Outputs
+        The last epoch with exchange; after it each branch keeps its own, as at
+        inference. None: they exchange to the end, as in the paper.
 
     Raises
     ------
     ValueError
-        If the exchange needs predictors and the model has none, or the reverse, or
-        if an option has no such value.
+        If there is no such exchange.
     """
-    if masks_with not in ("lent", "own"):
-        raise ValueError(f"masks_with '{masks_with}': choose lent or own")
-    if exchange_share != 1 and chance is None:
-        raise ValueError(f"exchange_share {exchange_share}: there are no peers")
-    length, peers = mixtures.shape[-1], (-1, len(targets))
-    branches = represent(modules, mixtures, embeddings, lens)
-    if has_predictors(exchange) != (branches.p is not None):
-        raise ValueError(f"exchange '{exchange}' does not fit the model's predictors")
-    logits = None
-    if "speaker_classifier" in modules:
-        logits = modules["speaker_classifier"](embeddings)
-    if branches.p is None:
-        estimates, _ = estimate(modules, branches, None, length)
-        return Outputs(estimates, speaker_logits=logits)
 
-    predicted = modules["decoder"](branches.p, length, branches.frame_mask)
-    scores = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
-    if exchange_epochs is not None and epoch > exchange_epochs:
-        exchange = "itself"
-    exchanging = None if exchange_share == 1 else chance < exchange_share
-    p_star = lend(branches.p.unflatten(0, peers), scores, exchange, coin, exchanging)
-    p_star = p_star.flatten(0, 1)
-    if masks_with == "own":
-        estimates, _ = estimate(modules, branches, branches.p.detach(), length)
-        r = refine(modules, branches.p, p_star)
-    else:
-        estimates, r = estimate(modules, branches, p_star, length)
-    refined = modules["decoder"](r, length, branches.frame_mask)
-    return Outputs(estimates, predicted, refined, logits, branches, p_star)
+    def __init__(self, exchange="better", exchange_epochs=None):
+        self.needs_predictors = has_predictors(exchange)
+        self.exchange = exchange
+        self.exchange_epochs = exchange_epochs
+
+    def stages(self, modules):
+        """Returns the stages to train; without an exchange those of the backbone alone.
+
+        Arguments
+        ---------
+        modules : Mapping
+            The stages that a YAML lists.
+
+        Returns
+        -------
+        dict
+
+        Raises
+        ------
+        ValueError
+            If the exchange needs predictors and there are none.
+        """
+        if not self.needs_predictors:
+            return without_predictors(modules)
+        missing = {"predictor1", "predictor2"} - modules.keys()
+        if missing:
+            raise ValueError(
+                f"exchange '{self.exchange}' needs predictors, but the YAML's modules "
+                f"lack {' and '.join(sorted(missing))}; give --exchange none"
+            )
+        return dict(modules)
+
+    def __call__(
+        self, modules, mixtures, embeddings, targets, lens=None, coin=None, epoch=None
+    ):
+        """Runs all branches.
+
+        Arguments
+        ---------
+        modules : Mapping
+            The stages, from `stages`.
+        mixtures : torch.Tensor
+            (peers * batch, time); with one peer, it lends to itself.
+        embeddings : torch.Tensor
+            (batch, embedding).
+        targets : torch.Tensor
+            (batch, time), the same for all peers.
+        lens : torch.Tensor or None
+            Relative lengths of mixtures and targets, (batch,).
+        coin : torch.Tensor or None
+            Index of a random peer for `anyway`, (batch,).
+        epoch : int or None
+            Of the training, from 1 on; needed for `exchange_epochs`.
+
+        Returns
+        -------
+        Outputs
+
+        Raises
+        ------
+        ValueError
+            If the modules are not those of `stages`.
+        """
+        length, decoder = mixtures.shape[-1], modules["decoder"]
+        logits = None
+        if "speaker_classifier" in modules:
+            logits = modules["speaker_classifier"](embeddings)
+        branches = represent(modules, mixtures, embeddings, lens)
+        if self.needs_predictors != (branches.p is not None):
+            raise ValueError(
+                f"exchange '{self.exchange}' does not fit the model's predictors"
+            )
+        if branches.p is None:
+            estimates, _ = estimate(modules, branches, None, length)
+            return Outputs(estimates, speaker_logits=logits)
+
+        peers = (-1, len(targets))
+        predicted = decoder(branches.p, length, branches.frame_mask)
+        q = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
+        p_star = lend(branches.p.unflatten(0, peers), q, self._exchange(epoch), coin)
+        estimates, r = estimate(modules, branches, p_star.flatten(0, 1), length)
+        refined = decoder(r, length, branches.frame_mask)
+        return Outputs(estimates, predicted, refined, logits)
+
+    def _exchange(self, epoch):
+        """The exchange of an epoch."""
+        if self.exchange_epochs is not None and epoch > self.exchange_epochs:
+            return "itself"
+        return self.exchange
 
 
 def extract(modules, mixtures, embeddings, mixture_lens=None):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from speechbrain_peer.utils.signal import EPS, si_snr
+from speechbrain_peer.utils.signal import si_snr
 
 
 class PeerSiSnr(NamedTuple):
@@ -35,8 +35,6 @@ class PeerLoss:
         Of decoder(r).
     speaker_weight : float
         Of the cross entropy of the speaker classifier's logits.
-    consistency_weight : float
-        Of the distance of p from what the better peer lends, p*.
 
     Example
     -------
@@ -54,13 +52,11 @@ class PeerLoss:
         predictor_weight=1.0,
         refined_weight=1.0,
         speaker_weight=0.0,
-        consistency_weight=0.0,
     ):
         self.scale_weights = scale_weights
         self.predictor_weight = predictor_weight
         self.refined_weight = refined_weight
         self.speaker_weight = speaker_weight
-        self.consistency_weight = consistency_weight
 
     def __call__(self, outputs, targets, lens=None, speakers=None):
         """Computes the loss.
@@ -103,40 +99,4 @@ class PeerLoss:
         refined, refined_loss = score(outputs.refined)
         loss = loss + self.predictor_weight * predictor_loss
         loss = loss + self.refined_weight * refined_loss
-        if self.consistency_weight:
-            frame_mask = outputs.branches.frame_mask
-            distances = relative_distance(
-                outputs.branches.p, outputs.p_star, frame_mask
-            )
-            loss = loss + self.consistency_weight * distances.mean()
         return loss, PeerSiSnr(mask, predictor, refined)
-
-
-def relative_distance(p, p_star, frame_mask):
-    """Squared distance of p from p*, in units of the energy of p*, over true frames.
-
-    Arguments
-    ---------
-    p : torch.Tensor
-        (batch, frames, ...).
-    p_star : torch.Tensor
-        Of the same shape.
-    frame_mask : torch.Tensor
-        1 for true frames, (batch, frames).
-
-    Returns
-    -------
-    torch.Tensor
-        (batch,); 0 for a branch that lends to itself.
-
-    Example
-    -------
-    >>> p, p_star = torch.tensor([[[1.0], [5.0]]]), torch.tensor([[[2.0], [2.0]]])
-    >>> relative_distance(p, p_star, frame_mask=torch.tensor([[1.0, 0.0]]))
-    tensor([0.2500])
-    """
-
-    def energy(x):
-        return (x.float().square().flatten(2).sum(-1) * frame_mask).sum(-1)
-
-    return energy(p - p_star) / (energy(p_star) + EPS)

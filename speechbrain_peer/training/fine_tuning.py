@@ -6,6 +6,7 @@ extraction does not run, such as a classifier of the training's speakers. With n
 learning the model extracts, at the start, what the trained one extracts.
 """
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -15,25 +16,24 @@ from torch import nn
 
 from speechbrain_peer.packaging.export import STAGES, build_stages
 from speechbrain_peer.packaging.loading import HPARAMS_FILE, load_model
-from speechbrain_peer.packaging.public_checkpoints import (
-    load_asteroid_file,
-    load_speakerbeam,
-    load_spex_plus,
+from speechbrain_peer.packaging.public_checkpoints import load_public
+from speechbrain_peer.peer_learning.predictors import (
+    PREDICTORS,
+    can_fold,
+    without_predictors,
 )
-from speechbrain_peer.peer_learning.folding import can_fold
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
 
-# How the names of the predictors' weights begin, and those of C.
-PREDICTORS = ("predictor1.", "predictor2.")
+# How the names of C's weights begin.
 COMBINATION = "mask_head.combine."
 
 MAX_LISTED = 10
 
 
-def load_pretrained(modules, path, sample_rate):
+def start_from(modules, path, sample_rate):
     """Fills the stages of a training with a trained model's weights.
 
     The log says what has been loaded, what is new, and which settings differ that no
@@ -57,13 +57,13 @@ def load_pretrained(modules, path, sample_rate):
     """
     modules = nn.ModuleDict(modules)
     try:
-        trained, rate = read_trained(path)
+        trained, rate = read_trained(path, modules)
         if rate not in (None, sample_rate):
             raise ValueError(f"{path}: is for {rate} Hz, training for {sample_rate} Hz")
         new = _fill(modules, trained, path)
     # From reading, too: to a user of the script, a wrong path is no bug to trace.
     except (OSError, ValueError) as error:
-        raise DataError(f"pretrained_path: {error}") from error
+        raise DataError(f"start_from: {error}") from error
     loaded = Counter(map(_stage, modules.state_dict().keys() - set(new)))
     logger.info(
         f"{path}: loaded {loaded.total()} weights ("
@@ -75,13 +75,15 @@ def load_pretrained(modules, path, sample_rate):
         logger.warning(f"{path}: trained with other settings: {_listed(differences)}")
 
 
-def read_trained(path):
+def read_trained(path, modules):
     """Reads a trained model.
 
     Arguments
     ---------
     path : str or pathlib.Path
-        See `load_pretrained`.
+        See `start_from`.
+    modules : Mapping
+        The stages of the training; what a public checkpoint must be of.
 
     Returns
     -------
@@ -91,10 +93,8 @@ def read_trained(path):
         In Hz, where it is known.
     """
     if Path(path).is_file():
-        arguments = load_asteroid_file(path)["model_args"]
-        # Only SpEx+ calls a kernel size so.
-        load = load_spex_plus if "L" in arguments else load_speakerbeam
-        return load(path), arguments.get("sample_rate")
+        backbone = without_predictors(copy.deepcopy(modules))
+        return load_public(path, backbone)
     if Path(path, "save").is_dir():
         return load_run(path)
     modules, hparams = load_model(path)
@@ -134,7 +134,7 @@ def _fill(modules, trained, path):
     adds_peers = _has_predictors(ours) and not _has_predictors(theirs)
 
     def is_new(name):
-        if name.startswith((*PREDICTORS, COMBINATION)):
+        if _is_peer_learning(name):
             return adds_peers
         return _stage(name) not in STAGES and _differs(ours.get(name), theirs.get(name))
 
@@ -175,7 +175,7 @@ def _start_peer_learning(modules, folded):
             nn.init.zeros_(weight)
     if not can_fold(modules):
         return
-    first, second = modules["predictor1"].linear, modules["predictor2"].linear
+    first, second = (modules[name].linear for name in PREDICTORS)
     own = lent = torch.eye(len(second.weight)) / 2
     second.weight.copy_(torch.cat((own, lent), dim=1))
     for predictor in (first, second):
@@ -198,7 +198,7 @@ def _settings_that_differ(trained, modules):
     return [
         f"{name}.{key} is {getattr(theirs[name], key, None)} there and {value} here"
         for name, module in modules.named_modules()
-        if name in theirs and not f"{name}.".startswith((*PREDICTORS, COMBINATION))
+        if name in theirs and not _is_peer_learning(f"{name}.")
         for key, value in vars(module).items()
         if not key.startswith("_")
         and isinstance(value, (bool, int, float, str, tuple))
@@ -207,7 +207,11 @@ def _settings_that_differ(trained, modules):
 
 
 def _has_predictors(weights):
-    return any(name.startswith(PREDICTORS) for name in weights)
+    return any(_stage(name) in PREDICTORS for name in weights)
+
+
+def _is_peer_learning(name):
+    return _stage(name) in PREDICTORS or name.startswith(COMBINATION)
 
 
 def _stage(name):

@@ -13,7 +13,7 @@ from speechbrain_peer.packaging.loading import (
     WEIGHTS_FILE,
     load_model,
 )
-from speechbrain_peer.peer_learning.folding import can_fold, fold_predictors
+from speechbrain_peer.peer_learning.predictors import can_fold, fold_predictors
 from speechbrain_peer.training.curves import CURVES_FILE
 from speechbrain_peer.training.fine_tuning import load_run
 from speechbrain_peer.utils.files import DataError

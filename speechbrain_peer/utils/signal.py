@@ -3,6 +3,8 @@ training, testing and inference share."""
 
 import torch
 
+# Of an enrollment, in seconds: below there is no voice to recognize.
+SHORTEST_ENROLLMENT = 0.1
 EPS = 1e-8
 
 

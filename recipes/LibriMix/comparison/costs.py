@@ -11,12 +11,11 @@ from benchmark.measure import time_in_turns
 from recipes.LibriMix.comparison.tables import markdown_table
 from speechbrain_peer.packaging.export import STAGES, build_stages
 from speechbrain_peer.peer_learning.exchange import (
-    Predictor,
     embed,
     extract,
     has_predictors,
 )
-from speechbrain_peer.peer_learning.folding import can_fold, fold_predictors
+from speechbrain_peer.peer_learning.predictors import can_fold, fold_predictors
 
 SECONDS = 10.0
 """Of the mixture to extract from."""
@@ -203,8 +202,6 @@ def _structure(stages):
     layers = [
         (name, type(layer), _plain_attributes(layer))
         for name, layer in stages.named_modules()
-        # Without predictors, some YAMLs have stages that do nothing.
-        if not (isinstance(layer, Predictor) and layer.linear is None)
     ]
     shapes = [(name, weight.shape) for name, weight in stages.named_parameters()]
     return repr((layers, shapes))

@@ -7,8 +7,9 @@ import textwrap
 from matplotlib.figure import Figure
 
 from speechbrain_peer.evaluation.figures import BRANCHES, draw_columns
+from speechbrain_peer.peer_learning.curves import COLUMNS
 from speechbrain_peer.peer_learning.exchange import has_predictors
-from speechbrain_peer.training.curves import COLUMNS, CURVES_FILE
+from speechbrain_peer.training.curves import CURVES_FILE
 from speechbrain_peer.utils.files import DataError
 
 VALUES = ("step", "train_loss", "valid_loss", "valid_si_snr", *COLUMNS)

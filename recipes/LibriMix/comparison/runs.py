@@ -9,7 +9,7 @@ import ruamel.yaml
 from hyperpyyaml import resolve_references
 
 from speechbrain_peer.packaging.loading import HPARAMS_FILE
-from speechbrain_peer.peer_learning.exchange import learn_from_peers
+from speechbrain_peer.peer_learning.exchange import PeerLearning
 from speechbrain_peer.peer_learning.losses import PeerLoss
 from speechbrain_peer.utils.files import DataError
 
@@ -21,7 +21,7 @@ BACKBONES = {
     "speechbrain_peer.models.spex_plus": "SpEx+",
     "speechbrain_peer.models.sepformer": "SepFormer",
 }
-_WITH_OPTIONS = {"loss": PeerLoss, "learn_from_peers": learn_from_peers}
+_WITH_OPTIONS = {"loss": PeerLoss, "peer_learning": PeerLearning}
 _MEANS = ("si_sdr", "si_sdri", "pesq", "stoi")
 _MIXTURE_MEANS = ("mixture_si_sdr", "mixture_pesq", "mixture_stoi")
 _PERCENTS = ("wrong_speaker_percent", "worse_than_mixture_percent")
@@ -35,7 +35,7 @@ class Run:
     backbone: str
     settings: dict
     """The YAML's plain values by key, and the options of loss and exchange as
-    `loss.<key>` and `learn_from_peers.<key>`."""
+    `loss.<key>` and `peer_learning.<key>`."""
     corpus: str
     items: int
     scores: dict

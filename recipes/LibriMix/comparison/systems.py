@@ -121,7 +121,7 @@ def _group_key(run):
 
 
 def _budget(settings):
-    start = " from trained weights" if settings.get("pretrained_path") else ""
+    start = " from trained weights" if settings.get("start_from") else ""
     if settings.get("n_steps"):
         return f"{settings['n_steps']} steps{start}"
     return f"at most {settings.get('n_epochs')} epochs{start}"
@@ -174,7 +174,7 @@ def _differing_settings(runs):
 def _setting(run, key):
     """A run's value of a setting, without what its seed alone makes different."""
     value = run.settings.get(key, "-")
-    if key == "pretrained_path" and value:
+    if key == "start_from" and value:
         # Every seed goes on from the run of its own.
         return value.rstrip("/").removesuffix(f"/{run.seed}")
     return value

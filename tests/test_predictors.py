@@ -5,8 +5,12 @@ from tiny_model import build, export, write_run
 
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
-from speechbrain_peer.peer_learning.exchange import Predictor, extract
-from speechbrain_peer.peer_learning.folding import can_fold, fold_predictors
+from speechbrain_peer.peer_learning.exchange import extract
+from speechbrain_peer.peer_learning.predictors import (
+    Predictor,
+    can_fold,
+    fold_predictors,
+)
 
 
 def count(modules):
@@ -57,7 +61,7 @@ def test_a_predictor_that_is_not_linear_is_exported_unfolded(tmp_path):
     run = write_run(tmp_path / "run")
     own_class = f"{NonlinearPredictor.__module__}.NonlinearPredictor"
     text = run.read_text().replace(
-        "speechbrain_peer.peer_learning.exchange.Predictor\n    in_channels: 8",
+        "speechbrain_peer.peer_learning.predictors.Predictor\n    in_channels: 8",
         f"{own_class}\n    in_channels: 8",
     )
     run.write_text(text)

@@ -1,4 +1,8 @@
-"""Folds the predictors away for extraction, where they are linear maps in a row.
+"""The predictors, and how they are folded away for extraction.
+
+In training predictor1 makes p of e, and predictor2 makes r of p and of what is lent, p*
+(paper, section III). A backbone trained without them has neither, nor C in its mask
+head.
 
 With one mixture p* is p. So r = P2 [p ; p] and p = P1 e are linear in e, and what the
 mask head gets, e + C r, is A e + b with one D x D matrix A: the same outputs, without
@@ -11,7 +15,51 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.mask import Combination
-from speechbrain_peer.peer_learning.exchange import Predictor
+
+PREDICTORS = ("predictor1", "predictor2")
+
+
+class Predictor(nn.Module):
+    """A linear map between representations.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of the representation to map.
+    out_channels : int
+        Channels of the decoder's input.
+
+    Example
+    -------
+    >>> Predictor(8, 32)(torch.rand(2, 50, 8)).shape
+    torch.Size([2, 50, 32])
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.linear = nn.Linear(in_channels, out_channels)
+
+    def forward(self, representation):
+        """(batch, frames, in_channels) to (batch, frames, out_channels)."""
+        return self.linear(representation)
+
+
+def without_predictors(modules):
+    """Makes a plain backbone of a model for peer learning, in place.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+
+    Returns
+    -------
+    dict
+        The stages but the predictors; the mask head has lost C, where it had it.
+    """
+    if getattr(modules["mask_head"], "combine", None) is not None:
+        modules["mask_head"].combine = None
+    return {name: stage for name, stage in modules.items() if name not in PREDICTORS}
 
 
 def can_fold(modules):
@@ -26,13 +74,9 @@ def can_fold(modules):
     -------
     bool
     """
-    stages = {"predictor1", "predictor2", "mask_head"}
     return (
-        stages <= set(modules.keys())
-        and all(
-            type(modules[name]) is Predictor and modules[name].linear is not None
-            for name in ("predictor1", "predictor2")
-        )
+        {*PREDICTORS, "mask_head"} <= set(modules.keys())
+        and all(type(modules[name]) is Predictor for name in PREDICTORS)
         and isinstance(getattr(modules["mask_head"], "combine", None), Combination)
     )
 
@@ -57,12 +101,12 @@ def fold_predictors(modules):
     >>> modules = {
     ...     "predictor1": Predictor(8, 32),
     ...     "predictor2": Predictor(64, 32),
-    ...     "mask_head": MaskHead(8, 32, exchange="better"),
+    ...     "mask_head": MaskHead(8, 32, refined_size=32),
     ... }
     >>> list(fold_predictors(modules))
     ['mask_head']
     """
-    first, second = modules["predictor1"].linear, modules["predictor2"].linear
+    first, second = (modules[name].linear for name in PREDICTORS)
     combine = modules["mask_head"].combine
     # In double precision, so that the folded model is as exact as the unfolded one.
     p_map, p_bias = first.weight.double(), first.bias.double()
@@ -77,9 +121,5 @@ def fold_predictors(modules):
     folded.bias = nn.Parameter(e_bias.float())
     mask_head = copy.deepcopy(modules["mask_head"])
     mask_head.combine = folded
-    stages = {
-        name: stage
-        for name, stage in modules.items()
-        if name not in ("predictor1", "predictor2")
-    }
+    stages = {name: stage for name, stage in modules.items() if name not in PREDICTORS}
     return stages | {"mask_head": mask_head}
