@@ -27,7 +27,7 @@ import torch
 from speechbrain_peer.peer_learning.predictors import without_predictors
 from speechbrain_peer.utils.signal import si_snr
 
-EXCHANGES = ("better", "anyway", "itself", "none")
+EXCHANGES = ("better", "anyway", "itself", "other", "none")
 
 
 def has_predictors(exchange):
@@ -131,8 +131,9 @@ def lend(p, scores, exchange, coin=None):
     scores : torch.Tensor
         SI-SNR of decoder(p) in dB, (peers, batch).
     exchange : str
-        `better`: that of the peer with the higher score, item by item; `anyway`:
-        that of the peer whom the coin names; `itself`: each branch its own.
+        `better`: that of the peer with the highest score, item by item; `anyway`:
+        that of the peer whom the coin names; `itself`: each branch its own; `other`:
+        what a branch does not have, the mean of the others'.
     coin : torch.Tensor or None
         Index of a random peer, (batch,); for `anyway`.
 
@@ -150,6 +151,8 @@ def lend(p, scores, exchange, coin=None):
     p = p.detach()
     if exchange == "itself" or len(p) == 1:
         return p
+    if exchange == "other":
+        return (p.sum(0) - p) / (len(p) - 1)
     chosen = coin if exchange == "anyway" else scores.argmax(0)
     return p[chosen, torch.arange(p.shape[1], device=p.device)].expand_as(p)
 
@@ -191,7 +194,8 @@ class PeerLearning:
     ---------
     exchange : str
         What the branches lend each other: `better`, the method (paper, section III);
-        `anyway` and `itself`, the ablations of its Table II; `none`, pairs without
+        `anyway` and `itself`, the ablations of its Table II; `other`, always what a
+        branch does not have, which is not the paper's; `none`, pairs without
         predictors.
     exchange_epochs : int or None
         The last epoch with exchange; after it each branch keeps its own, as at

@@ -9,7 +9,7 @@ from recipes.LibriMix.comparison.runs import BACKBONES, Run
 from speechbrain_peer.peer_learning.exchange import has_predictors
 from speechbrain_peer.utils.files import DataError
 
-LENDING = ("none", "itself", "anyway", "better")
+LENDING = ("none", "itself", "anyway", "better", "other")
 """Exchanges in the order of the ablation's rows."""
 
 PAPER_CORPUS = "Libri2Mix test, first speakers, 8000 Hz, min, clean"
