@@ -10,7 +10,8 @@ import pytest
 from conftest import read_table, write_corpus, write_table
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_peer.data.manifests import read_manifest
+from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.data.manifests import find_data_root, read_manifest
 from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.utils.audio import audio_length, write_audio
 from speechbrain_peer.utils.files import DataError
@@ -47,6 +48,30 @@ def test_both_ways_in_give_the_same_manifests(prepared, corpus, tmp_path):
     again = [*generated.manifests.values(), generated.peers]
     for path, other in zip(files, again, strict=True):
         assert Path(path).read_text() == Path(other).read_text()
+
+
+def test_where_the_data_is_stands_beside_the_manifests(prepared, tmp_path):
+    manifest = prepared.manifests["dev"]
+    assert find_data_root(manifest) == prepared.data_root
+    generated = prepare_librimix(
+        tmp_path / "out", data_folder=prepared.data_root, subsets=["dev"]
+    )
+    elsewhere = Path(generated.manifests["dev"])
+    assert find_data_root(elsewhere) == prepared.data_root
+    # Rendered data and its manifests move together.
+    moved = tmp_path / "moved"
+    shutil.copytree(Path(manifest).parent, moved / "manifests" / "wav8k_min_first")
+    found = find_data_root(moved / "manifests" / "wav8k_min_first" / "dev.json")
+    assert found == str(moved)
+    record = elsewhere.with_name("data_root.txt")
+    record.write_text("/not there\n")
+    with pytest.raises(DataError, match="/not there is no folder any more; give data"):
+        find_data_root(elsewhere)
+    record.unlink()
+    with pytest.raises(DataError, match=r"dev\.json: nothing beside it tells where"):
+        find_data_root(elsewhere)
+    elsewhere.write_text('{"a_b_s1": {"mixture": "/data/a_b.wav"}}')
+    assert find_data_root(elsewhere) is None
 
 
 @pytest.mark.parametrize(
@@ -214,10 +239,15 @@ def test_command_in_folders_with_spaces_and_unicode(own_corpus, prepared, tmp_pa
     done = run_command(
         *("--librispeech_folder", folder / "Libri Speech"),
         *("--librimix_metadata", folder / "Libri2Mix é"),
-        *("--output_folder", folder / "out put"),
+        *("--output", folder / "out put"),
         *("--subsets", "train-100", "dev", "--peers", "listed"),
     )
     assert done.returncode == 0, done.stderr
+    manifests = "manifests/wav8k_min_first"
+    assert done.stdout.splitlines() == [
+        str(folder / "out put" / manifests / f"{subset}.json")
+        for subset in ("train-100", "dev")
+    ]
     assert "train-100: 12 mixtures" in done.stderr
     assert "Rendering" in done.stderr
     for subset in ("train-100", "dev"):
@@ -229,8 +259,27 @@ def test_command_in_folders_with_spaces_and_unicode(own_corpus, prepared, tmp_pa
 
 
 def test_command_reports_wrong_data_in_one_line(tmp_path):
-    failed = run_command("--data_folder", tmp_path, "--output_folder", tmp_path / "out")
+    failed = run_command("--data_folder", tmp_path, "--output", tmp_path / "out")
     assert failed.returncode == 1
-    assert failed.stderr.startswith(f"error: {tmp_path}")
+    assert failed.stderr.startswith(f"tse: error: {tmp_path}")
     assert failed.stderr.count("\n") == 1
-    assert run_command("--output_folder", tmp_path).returncode == 2
+    assert run_command("--output", tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "argument --seed: '-1' is not a whole number of 0 or more"),
+        (["--n_processes", "0"], "argument --n_processes: '0' is not a whole number"),
+        (["--sample_rate", "44100"], "argument --sample_rate: invalid choice: 44100"),
+        (["--librispeech_folder", "x"], "not allowed with argument --data_folder"),
+    ],
+)
+def test_command_refuses_options_before_any_work(options, message, tmp_path, capsys):
+    given = ["prepare", "--data_folder", "x", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as caught:
+        main([*given, *options])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tse prepare: error: ") and message in line
+    assert not (tmp_path / "out").exists()

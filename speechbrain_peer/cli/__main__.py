@@ -1,47 +1,101 @@
-"""Reads the command line and runs one command."""
+"""Reads the command line and runs one command.
+
+Modules of commands import PyTorch and the like when they run: help comes at once.
+"""
 
 import argparse
 import sys
 
-from speechbrain_peer.cli import calibrate, demo, export, extract, info
-from speechbrain_peer.utils.runtime import check_device
+from speechbrain_peer import __version__
+from speechbrain_peer.cli import (
+    calibrate,
+    demo,
+    evaluate,
+    export,
+    extract,
+    info,
+    prepare,
+)
+from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.messages import (
+    hide_warnings_of_others,
+    one_line,
+    printable,
+)
 
 COMMANDS = {
     "extract": extract,
     "info": info,
-    "export": export,
-    "calibrate": calibrate,
     "demo": demo,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "calibrate": calibrate,
+    "export": export,
 }
 
+INTERRUPTED = 130  # what shells make of Ctrl+C
 
-def parse_arguments(arguments=None):
-    """Reads the command line; every command's module declares its own part."""
-    parser = argparse.ArgumentParser(
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line, as all others of the command are."""
+
+    def error(self, message):
+        """Ends with 2."""
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")
+
+
+def build_parser():
+    """Makes the parser; every command's module declares its own part."""
+    parser = Parser(
         prog="tse", description="Extracts one person's speech from recordings."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"tse {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         summary = command.__doc__.splitlines()[0]
-        command.add_arguments(
-            commands.add_parser(name, help=summary, description=summary)
+        examples = "\n".join(f"  {example}" for example in command.EXAMPLES)
+        subparser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-    return parser.parse_args(arguments)
+        command.add_arguments(subparser)
+    return parser
 
 
 def main(arguments=None):
-    """Runs a command; returns the exit code: 0 if all is done, 1 after an error.
+    """Runs a command.
 
-    Wrong options end with 2, as argparse has it.
+    Arguments
+    ---------
+    arguments : list of str, optional
+        By default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 0 if all is done, 1 after an error, 130 after Ctrl+C. Wrong
+        options end with 2, as argparse has it.
     """
-    options = parse_arguments(arguments)
+    parser = build_parser()
     try:
-        if "device" in options:
-            check_device(options.device)
+        hide_warnings_of_others()
+        options = parser.parse_args(arguments)
         return COMMANDS[options.command].run(options)
-    except (ValueError, OSError) as error:
-        print(f"tse: error: {error}", file=sys.stderr)
+    # Of options that do not go together.
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
+    # ImportError names the optional extra that a command needs.
+    except (ValueError, OSError, ImportError) as error:
+        # Ours lists what is wrong, line by line, where it is more than one thing.
+        tell = printable if isinstance(error, DataError) else one_line
+        print(f"tse: error: {tell(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("tse: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -1,18 +1,28 @@
 """Lets a model tell how well an estimate matches the enrolled voice."""
 
-from speechbrain_peer.evaluation.calibration import calibrate
+from speechbrain_peer.cli.options import add_device, add_manifest, add_trust
+
+EXAMPLES = ["tse calibrate my-model prepared/manifests/wav8k_min_first/dev.json"]
 
 
 def add_arguments(parser):
     """Declares the options."""
     add = parser.add_argument
     add("model", help="folder of an exported model, which is written anew")
-    add("manifest", help="of held-out speakers, such as manifests/.../dev.json")
-    add("--data_root", default="", help="what {data_root} in the manifest stands for")
-    add("--device", default="cpu", help="such as cpu (default) or cuda:0")
+    add_manifest(add, "manifest of speakers that the model was not trained on")
+    add_device(add)
+    add_trust(add)
 
 
 def run(options):
     """Calibrates."""
-    calibrate(options.model, options.manifest, options.data_root, options.device)
+    from speechbrain_peer.evaluation.calibration import calibrate
+
+    calibrate(
+        options.model,
+        options.manifest,
+        options.data_root,
+        options.device,
+        trust=options.trust,
+    )
     return 0

@@ -1,26 +1,35 @@
 """Serves a page to extract and listen in the browser, on this computer alone."""
 
-from speechbrain_peer.cli import add_model_options
-from speechbrain_peer.cli.listening_page import build_page, import_gradio, launch_page
-from speechbrain_peer.inference.interface import TargetSpeechExtraction
-from speechbrain_peer.utils.runtime import keep_freed_memory
+from speechbrain_peer.cli.options import (
+    add_model_options,
+    load_interface,
+    whole_number,
+)
+
+EXAMPLES = ["tse demo --model my-model"]
 
 
 def add_arguments(parser):
     """Declares the options."""
     add = parser.add_argument
     add_model_options(add)
-    add("--port", type=int, help="by default the first free one from 7860")
+    add(
+        "--port",
+        type=whole_number(1, 65535),
+        help="by default the first free one from 7860",
+    )
 
 
 def run(options):
     """Serves until it is interrupted."""
-    import_gradio()  # before a model is loaded in vain
-    keep_freed_memory()
-    model = TargetSpeechExtraction.from_hparams(
-        source=options.model, run_opts={"device": options.device}
+    from speechbrain_peer.cli.listening_page import (
+        build_page,
+        import_gradio,
+        launch_page,
     )
-    page = build_page(model)
+
+    import_gradio()  # before a model is loaded in vain
+    page = build_page(load_interface(options))
     print(f"{launch_page(page, options.port)} (Ctrl+C ends it)", flush=True)
     page.block_thread()
     return 0

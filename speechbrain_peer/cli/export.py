@@ -1,25 +1,61 @@
-"""Turns a training run into a folder to use and to share, with a model card."""
+"""Turns a training run into a folder to use and to share, or a model into ONNX."""
 
-from pathlib import Path
+import argparse
 
-from speechbrain_peer.training.release import export_run
+from speechbrain_peer.cli.options import add_trust, folder_to_fill
+
+EXAMPLES = [
+    "tse export results/td_speakerbeam_pl/1234 -o my-model",
+    "tse export my-model --onnx graphs",
+]
 
 
 def add_arguments(parser):
     """Declares the options."""
     add = parser.add_argument
-    add("run", metavar="RUN", help="output folder of a training: results/NAME/SEED")
-    add("-o", "--output", required=True, help="folder to write")
+    add(
+        "source",
+        help="output folder of a training, results/NAME/SEED; for --onnx alone an "
+        "exported model",
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        type=folder_to_fill,
+        help="for the exported model, with a model card",
+    )
+    add(
+        "--onnx",
+        metavar="FOLDER",
+        type=folder_to_fill,
+        help="for the model as ONNX graphs, of speaker network and extractor",
+    )
     add("--name", help="of the model, in its card; by default the folder's")
     add("--license", default="apache-2.0", help="of the weights, in the card")
     add("--notes", default="", help="for the card: data and credits, machine, limits")
+    add_trust(add)
 
 
 def run(options):
     """Exports."""
-    name = options.name or Path(options.output).resolve().name
-    folder = export_run(
-        options.run, options.output, name, options.license, options.notes
-    )
-    print(f"{folder}: load it with TargetSpeechExtraction.from_hparams(source=...)")
+    if not (options.output or options.onnx):
+        raise argparse.ArgumentError(None, "give -o/--output or --onnx, or both")
+    model = options.source
+    if options.output:
+        from speechbrain_peer.training.release import export_run
+
+        model = export_run(
+            options.source,
+            options.output,
+            options.name or options.output.resolve().name,
+            options.license,
+            options.notes,
+            trust=options.trust,
+        )
+        print(f"{model}: load it with TargetSpeechExtraction.from_hparams(source=...)")
+    if options.onnx:
+        from speechbrain_peer.packaging.onnx import export_onnx
+
+        print(export_onnx(model, options.onnx, trust=options.trust))
     return 0

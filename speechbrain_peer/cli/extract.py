@@ -4,11 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-from speechbrain_peer.cli import add_model_options
-from speechbrain_peer.inference.interface import TargetSpeechExtraction
-from speechbrain_peer.inference.recordings import audio_suffixes, check_output
+from speechbrain_peer.cli.options import (
+    add_model_options,
+    existing_file,
+    load_interface,
+)
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import keep_freed_memory
+
+EXAMPLES = ["tse extract meeting.wav -e anna.wav -o anna_only.wav"]
 
 MOST_NAMED = 10
 """Files of which a message gives the names."""
@@ -24,6 +27,7 @@ def add_arguments(parser):
         nargs="+",
         required=True,
         metavar="FILE",
+        type=existing_file,
         help="speech of that person alone, a few seconds; several files are averaged",
     )
     add(
@@ -37,11 +41,10 @@ def add_arguments(parser):
 
 def run(options):
     """Extracts; of a folder, from all that can be read."""
+    from speechbrain_peer.inference.recordings import check_output
+
     pairs = list_files(options.mixture, options.output)
-    keep_freed_memory()
-    model = TargetSpeechExtraction.from_hparams(
-        source=options.model, run_opts={"device": options.device}
-    )
+    model = load_interface(options)
     embedding = model.encode_speaker_files(options.enrollment)
     failures = 0
     for mixture, output in pairs:
@@ -80,6 +83,8 @@ def list_files(mixture, output):
     DataError
         If the folder holds no audio, or the output lies in it.
     """
+    from speechbrain_peer.inference.recordings import audio_suffixes
+
     mixture, output = Path(mixture), Path(output)
     if not mixture.is_dir():
         return [(mixture, output)]

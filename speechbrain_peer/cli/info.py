@@ -1,23 +1,61 @@
 """Describes a model: sample rate, stages, sizes, model card."""
 
-from speechbrain_peer.packaging.loading import load_card, load_model
+import json
+import re
+
+from speechbrain_peer.cli.options import add_trust
+from speechbrain_peer.utils.messages import printable
+
+EXAMPLES = ["tse info small-8k"]
 
 
 def add_arguments(parser):
     """Declares the options."""
-    parser.add_argument(
-        "model", help="folder, model of this package or of the Hugging Face Hub"
-    )
+    add = parser.add_argument
+    add("model", help="folder, model of this package or of the Hugging Face Hub")
+    add_trust(add)
 
 
 def run(options):
-    """Prints the description."""
-    modules, hparams = load_model(options.model)
-    print(describe(modules, hparams["sample_rate"]))
+    """Prints the description, and the card with examples to paste."""
+    from speechbrain_peer.packaging.loading import (
+        load_card,
+        load_model,
+        locate_model,
+    )
+
+    modules, hparams = load_model(options.model, trust=options.trust)
+    print(printable(describe(modules, hparams["sample_rate"])))
     card = load_card(options.model)
     if card:
-        print(f"\n{card}", end="")
+        card = with_source(card, locate_model(options.model))
+        print(f"\n{printable(card)}", end="")
     return 0
+
+
+def with_source(card, source):
+    """Lets the Python examples of a card load the model from where it is.
+
+    A card knows only the model's name, which SpeechBrain's own loader would look for
+    on the Hugging Face Hub.
+
+    Arguments
+    ---------
+    card : str
+        The card's text.
+    source : str
+        A folder or a name on the Hub.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> with_source('model = load(source="my-model")', "/models/mine")
+    'model = load(source="/models/mine")'
+    """
+    return re.sub(r'\bsource="[^"]*"', lambda _: f"source={json.dumps(source)}", card)
 
 
 def describe(modules, sample_rate):

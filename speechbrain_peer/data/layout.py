@@ -14,6 +14,16 @@ SUBSETS = {
     "test": "test-clean",
 }
 
+# What preparation can be asked for, by argument.
+CHOICES = {
+    "subsets": tuple(SUBSETS),
+    "sample_rate": (8000, 16000),
+    "mode": ("min", "max"),
+    "targets": ("first", "both"),
+    "peers": ("off", "listed", "drawn"),
+    "peer_interferer": ("any", "same"),
+}
+
 
 def subset_path(subset, sample_rate=8000, mode="min"):
     """Tells where a subset lies in a LibriMix folder.

@@ -139,8 +139,8 @@ def check_rendered(rows, folder):
     if record.exists() and record.read_text(encoding="utf-8") != _fingerprint(rows):
         raise DataError(
             f"{folder}: its rendering began from other metadata (other mixtures, "
-            "source paths or gains); give another --prepared_folder (--output_folder "
-            "of prepare_librimix.py), or delete this folder to render it anew"
+            "source paths or gains); give another --prepared_folder (--output of "
+            "`tse prepare`), or delete this folder to render it anew"
         )
 
 

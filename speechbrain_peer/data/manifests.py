@@ -1,6 +1,7 @@
 """Manifests: the JSON files that SpeechBrain's DynamicItemDataset reads."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from speechbrain.dataio.dataio import load_data_json
 
 from speechbrain_peer.data.layout import speaker_id, utterance_ids
 from speechbrain_peer.utils.audio import AudioError, audio_length
-from speechbrain_peer.utils.files import whole_file
+from speechbrain_peer.utils.files import DataError, whole_file
 
 # Stands for the data's folder in every path, so that a manifest can move with the data.
 DATA_ROOT = "{data_root}"
+# Beside manifests: what it stands for.
+DATA_ROOT_FILE = "data_root.txt"
 
 
 def build_manifest(
@@ -96,6 +99,68 @@ def read_manifest(path, data_root=None):
     {'a_b_s1': {'mixture': '/data/Libri2Mix/mix_clean/a_b.wav'}}
     """
     return load_data_json(path, {"data_root": data_root or DATA_ROOT})
+
+
+def write_data_root(folder, data_root):
+    """Writes, beside the manifests in a folder, where their data is.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the manifests. Where it lies in the data's folder, both can move together.
+    data_root : str or Path
+        What "{data_root}" in the manifests stands for.
+    """
+    folder, data_root = Path(folder).resolve(), Path(data_root).resolve()
+    if folder.is_relative_to(data_root):
+        data_root = os.path.relpath(data_root, folder)
+    with whole_file(folder / DATA_ROOT_FILE) as temporary:
+        temporary.write_text(f"{data_root}\n", encoding="utf-8")
+
+
+def find_data_root(manifest):
+    """Tells where the data of a manifest is, as written beside it.
+
+    Arguments
+    ---------
+    manifest : str or Path
+        The JSON file.
+
+    Returns
+    -------
+    str or None
+        What "{data_root}" in it stands for; None where that does not occur.
+
+    Raises
+    ------
+    DataError
+        If it is not written there, or the data has moved.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> manifest = folder / "manifests" / "dev.json"
+    >>> write_manifest(
+    ...     manifest, {"a_b_s1": {"mixture": "{data_root}/mix_clean/a_b.wav"}}
+    ... )
+    >>> write_data_root(manifest.parent, folder)
+    >>> find_data_root(manifest) == str(folder)
+    True
+    """
+    manifest = Path(manifest)
+    if DATA_ROOT not in manifest.read_text(encoding="utf-8"):
+        return None
+    record = manifest.with_name(DATA_ROOT_FILE)
+    if not record.is_file():
+        raise DataError(
+            f"{manifest}: nothing beside it tells where its data is (no "
+            f"{DATA_ROOT_FILE}); give data_root"
+        )
+    text = record.read_text(encoding="utf-8").removesuffix("\n")
+    data_root = Path(os.path.normpath(manifest.parent.absolute() / text))
+    if not data_root.is_dir():
+        raise DataError(f"{record}: {data_root} is no folder any more; give data_root")
+    return str(data_root)
 
 
 def _describe_sources(subset_folder, mixture_id, n_sources, length):

@@ -14,7 +14,7 @@ from speechbrain_peer.data.enrollments import (
     read_enrollment_map,
     write_enrollment_map,
 )
-from speechbrain_peer.data.layout import SUBSETS, scan_subset, subset_path
+from speechbrain_peer.data.layout import CHOICES, scan_subset, subset_path
 from speechbrain_peer.data.librimix import (
     check_rendered,
     check_sources,
@@ -22,7 +22,11 @@ from speechbrain_peer.data.librimix import (
     read_metadata,
     render_subset,
 )
-from speechbrain_peer.data.manifests import build_manifest, write_manifest
+from speechbrain_peer.data.manifests import (
+    build_manifest,
+    write_data_root,
+    write_manifest,
+)
 from speechbrain_peer.data.peers import check_pool, draw_listed_peers
 from speechbrain_peer.utils.files import DataError
 
@@ -45,16 +49,6 @@ class Prepared(NamedTuple):
     data_root: str
     manifests: dict
     peers: str | None
-
-
-CHOICES = {
-    "subsets": tuple(SUBSETS),
-    "sample_rate": (8000, 16000),
-    "mode": ("min", "max"),
-    "targets": ("first", "both"),
-    "peers": ("off", "listed", "drawn"),
-    "peer_interferer": ("any", "same"),
-}
 
 
 def prepare_librimix(
@@ -171,6 +165,7 @@ def prepare_librimix(
             )
             for name, folder in folders.items()
         }
+        write_data_root(manifest_folder, prepared.data_root)
         for name, rows in manifests.items():
             if _is_training(name):
                 check_pool(rows, peers, peer_interferer)

@@ -41,8 +41,8 @@ def calibrate(folder, manifest, data_root, device="cpu"):
         Of the model; it is replaced as a whole.
     manifest : str or pathlib.Path
         Of mixtures of speakers that the model has not been trained on.
-    data_root : str
-        What `{data_root}` in the manifest stands for.
+    data_root : str or pathlib.Path or None
+        What `{data_root}` in the manifest stands for; None: see `find_data_root`.
     device : str or torch.device
         To extract on.
 

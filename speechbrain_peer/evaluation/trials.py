@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from speechbrain_peer.data.manifests import read_manifest
+from speechbrain_peer.data.manifests import find_data_root, read_manifest
 from speechbrain_peer.data.peers import item_rng
 from speechbrain_peer.inference.recordings import resample_blocks
 from speechbrain_peer.utils.audio import read_audio
@@ -46,8 +46,8 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     ---------
     manifest : str or Path
         From preparation.
-    data_root : str
-        What `{data_root}` in the manifest stands for.
+    data_root : str or Path or None
+        What `{data_root}` in the manifest stands for; None: see `find_data_root`.
     sample_rate : int
         Hz; files at other rates are resampled.
     most : int or None
@@ -69,6 +69,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
         return np.concatenate(list(blocks))[:, 0]
 
     trials = []
+    data_root = data_root or find_data_root(manifest)
     rows = list(read_manifest(manifest, data_root).items())
     _check_rows(manifest, rows)
     for item_id, row in rows[:: math.ceil(len(rows) / (most or len(rows)))]:

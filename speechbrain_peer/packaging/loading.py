@@ -17,8 +17,6 @@ from speechbrain.utils.fetching import FetchConfig, FetchFrom, fetch, guess_sour
 
 # Models that come with the package, each in a folder of its name.
 BUNDLED = Path(__file__).parent / "bundled"
-# Of the commands.
-DEFAULT_MODEL = "small-8k"
 
 HPARAMS_FILE = "hyperparams.yaml"
 WEIGHTS_FILE = "weights.ckpt"
@@ -78,7 +76,7 @@ def load_model(
         If the YAML holds something it should not, the weights do not fit, or
         `savedir` holds another model.
     """
-    source = _locate(source)
+    source = locate_model(source)
     savedir = _claim_savedir(savedir, source, revision)
     hparams_path = _fetch(hparams_file, source, savedir, revision)
     weights_path = _fetch(WEIGHTS_FILE, source, savedir, revision)
@@ -107,7 +105,7 @@ def load_card(source):
         Its text; None where there is none.
     """
     try:
-        path = _fetch(CARD_FILE, _locate(source), savedir=None)
+        path = _fetch(CARD_FILE, locate_model(source), savedir=None)
     except FileNotFoundError:
         return None
     return path.read_text(encoding="utf-8")
@@ -266,8 +264,24 @@ def bundled_models():
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{HPARAMS_FILE}"))
 
 
-def _locate(source):
-    """A folder, also that of a bundled model's name, or a name on the Hub."""
+def locate_model(source):
+    """Tells where a model is.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        As for `load_model`.
+
+    Returns
+    -------
+    str
+        A folder, also for the name of a bundled model, or a name on the Hub.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is neither.
+    """
     source = str(source)
     if Path(source).exists():
         return source

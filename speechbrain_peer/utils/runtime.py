@@ -41,7 +41,7 @@ def check_device(device):
     >>> check_device("gpu")
     Traceback (most recent call last):
         ...
-    ValueError: --device gpu: PyTorch has no such device here (...); ...
+    ValueError: gpu: PyTorch has no such device here (...); ...
     """
     try:
         torch.zeros(1, device=device).item()
@@ -49,6 +49,6 @@ def check_device(device):
     except Exception as error:
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise ValueError(
-            f"--device {device}: PyTorch has no such device here ({reason}); leave it "
+            f"{device}: PyTorch has no such device here ({reason}); leave --device "
             "out to use the CPU, or give one such as cuda:0"
         ) from error

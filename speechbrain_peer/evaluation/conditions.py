@@ -1,8 +1,6 @@
-"""The command: tries a model under several conditions and writes a table."""
+"""Tries a model under several conditions, and writes tables."""
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 from speechbrain_peer.evaluation.long_files import (
@@ -20,31 +18,13 @@ from speechbrain_peer.evaluation.trials import (
     absent_target,
     partial_overlap,
     pink_noise,
-    read_trials,
     third_talker,
     vary,
 )
-from speechbrain_peer.inference.interface import TargetSpeechExtraction
-from speechbrain_peer.utils.files import DataError, whole_file
-from speechbrain_peer.utils.runtime import check_device, keep_freed_memory
+from speechbrain_peer.utils.files import whole_file
 
 # Conditions that are told apart from the others.
 UNCHANGED, ABSENT = "as they are", "absent target"
-
-
-def parse_arguments(arguments=None):
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m speechbrain_peer.evaluation",
-        description="Tries a model under conditions that its test set does not have.",
-    )
-    add = parser.add_argument
-    add("model", help="folder of a model")
-    add("manifest", help="of a test set, such as manifests/wav8k_min_first/test.json")
-    add("--data_root", default="", help="what {data_root} in the manifest stands for")
-    add("--output", help="folder for evaluation.md and evaluation.json")
-    add("--device", default="cpu", help="such as cpu (default) or cuda:0")
-    return parser.parse_args(arguments)
 
 
 def conditions(trials):
@@ -149,6 +129,24 @@ def markdown(result):
     return "\n".join(lines)
 
 
+def write_evaluation(folder, result):
+    """Writes the tables, `evaluation.md`, and all figures, `evaluation.json`.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Where to write; it is made.
+    result : dict
+        From `evaluate`.
+    """
+    for name, content in (
+        ("evaluation.md", markdown(result)),
+        ("evaluation.json", json.dumps(result, indent=1)),
+    ):
+        with whole_file(Path(folder, name)) as temporary:
+            temporary.write_text(f"{content}\n", encoding="utf-8")
+
+
 def _match_text(rates):
     missed, wrong, absent, equal = (
         "-" if rates[name] is None else f"{100 * rates[name]:.1f} %"
@@ -178,34 +176,5 @@ def _figure(value, digits):
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def main(arguments=None):
-    """Runs the evaluation."""
-    options = parse_arguments(arguments)
-    keep_freed_memory()
-    try:
-        check_device(options.device)
-        model = TargetSpeechExtraction.from_hparams(
-            options.model, run_opts={"device": options.device}
-        )
-        rate = model.hparams.sample_rate
-        trials = read_trials(options.manifest, options.data_root, rate)
-        result = evaluate(model, trials)
-    except (DataError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    text = markdown(result)
-    print(text)
-    if options.output:
-        for name, content in (
-            ("evaluation.md", f"{text}\n"),
-            ("evaluation.json", f"{json.dumps(result, indent=1)}\n"),
-        ):
-            with whole_file(Path(options.output, name)) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-
-
 def _mean(scores, name):
     return mean_or_none([score[name] for score in scores])
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,172 @@
+"""The types of options, which check a value before any work, and shared options.
+
+Of an option's value that cannot be, argparse tells and ends with 2. Of a file that is
+not there, `OSError` tells, which argparse lets through, and the command ends with 1.
+"""
+
+import argparse
+from pathlib import Path
+
+DEFAULT_MODEL = "small-8k"
+
+
+def whole_number(least, most=None):
+    """Makes the type of an option that is a whole number in a range.
+
+    Arguments
+    ---------
+    least : int
+        The smallest that is taken.
+    most : int, optional
+        The largest that is taken.
+
+    Returns
+    -------
+    callable
+        From text to int.
+
+    Example
+    -------
+    >>> whole_number(0)("12")
+    12
+    >>> whole_number(1, 65535)("70000")
+    Traceback (most recent call last):
+        ...
+    argparse.ArgumentTypeError: '70000' is not a whole number from 1 to 65535
+    """
+
+    numbers = f"of {least} or more" if most is None else f"from {least} to {most}"
+
+    def convert(text):
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number {numbers}"
+            )
+        return number
+
+    return convert
+
+
+def existing_file(text):
+    """The type of an option that is a file to read.
+
+    Raises
+    ------
+    OSError
+        If it is not there, or no regular file (a pipe would be waited for).
+    """
+    path = Path(text)
+    if path.is_file():
+        return path
+    raise OSError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+
+
+def existing_folder(text):
+    """The type of an option that is a folder to read from.
+
+    Raises
+    ------
+    OSError
+        If it is not there, or no folder.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return path
+    raise OSError(f"{path}: {'is not a folder' if path.exists() else 'no such folder'}")
+
+
+def folder_to_fill(text):
+    """The type of an option that is a folder to write into; it need not be there yet.
+
+    Raises
+    ------
+    OSError
+        If it is something else.
+    """
+    return existing_folder(text) if Path(text).exists() else Path(text)
+
+
+def device(text):
+    """The type of `--device`; PyTorch is asked for all but the CPU."""
+    if text != "cpu":
+        from speechbrain_peer.utils.runtime import check_device
+
+        try:
+            check_device(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def add_device(add):
+    """Declares where a command computes; `add` is `add_argument`."""
+    add("--device", type=device, default="cpu", help="such as cpu (default) or cuda:0")
+
+
+def add_trust(add):
+    """Declares what a model's YAML may do; `add` is `add_argument`."""
+    add(
+        "--trust",
+        action="store_true",
+        help="build whatever the model's YAML names, such as layers of your own code; "
+        "it can run any code, so trust its author",
+    )
+
+
+def add_manifest(add, purpose):
+    """Declares the trials of a command; `add` is `add_argument`.
+
+    Arguments
+    ---------
+    add : callable
+        The parser's `add_argument`.
+    purpose : str
+        Of which speakers, for the help.
+    """
+    add("manifest", type=existing_file, help=f"{purpose}, as `tse prepare` writes them")
+    add(
+        "--data_root",
+        type=existing_folder,
+        help="what {data_root} in the manifest stands for; by default what `tse "
+        "prepare` has written beside it",
+    )
+
+
+def add_model_options(add):
+    """Declares which model a command runs, and how; `add` is `add_argument`."""
+    add(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        help="folder of an exported model, a model of this package (default: "
+        "%(default)s), or one of the Hugging Face Hub",
+    )
+    add_device(add)
+    add_trust(add)
+
+
+def load_interface(options):
+    """Loads the model that a command is to run.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        With `model`, `device` and `trust`.
+
+    Returns
+    -------
+    speechbrain_peer.TargetSpeechExtraction
+    """
+    from speechbrain_peer.inference.interface import TargetSpeechExtraction
+    from speechbrain_peer.utils.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    return TargetSpeechExtraction.from_hparams(
+        source=options.model,
+        run_opts={"device": options.device},
+        trust=options.trust,
+    )
