@@ -1,15 +1,22 @@
 """The model that comes with the package."""
 
+import re
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
+from hyperpyyaml import load_hyperpyyaml
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.cli.options import DEFAULT_MODEL
 from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.evaluation.metrics import si_sdr
-from speechbrain_peer.packaging.loading import DEFAULT_MODEL, bundled_models
+from speechbrain_peer.packaging.loading import bundled_models
+from speechbrain_peer.training.fine_tuning import load_pretrained
 
 
 def test_the_default_model_is_there_and_tells_a_match():
@@ -40,6 +47,41 @@ def test_the_command_needs_no_model(tmp_path, capsys):
     assert "match" in capsys.readouterr().out
     assert main(["info", DEFAULT_MODEL]) == 0
     assert "CC BY 4.0" in capsys.readouterr().out
+
+
+def examples_of(text, language):
+    """The fenced examples that a card shows."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_what_its_description_shows_runs_as_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).standard_normal((2, 8000)) * 0.1
+    for name, samples in zip(("mixture", "enrollment"), noise, strict=True):
+        soundfile.write(f"{name}.wav", samples, 8000)
+    assert main(["info", DEFAULT_MODEL]) == 0
+    text = capsys.readouterr().out
+    ours, theirs = examples_of(text, "python")
+    exec(ours, {})
+    assert soundfile.info("target.wav").frames == 8000
+    names = {}
+    exec(theirs, names)
+    assert names["model"].hparams.sample_rate == 8000
+
+
+def test_a_training_starts_from_it_as_its_description_shows(capsys):
+    assert main(["info", DEFAULT_MODEL]) == 0
+    (example,) = examples_of(capsys.readouterr().out, "bash")
+    _, script, yaml, *options = shlex.split(example.replace("\\\n", ""))
+    root = Path(__file__).parents[1]
+    assert (root / script).is_file()
+    with open(root / yaml, encoding="utf-8") as stream:
+        hparams = load_hyperpyyaml(stream)
+    load_pretrained(
+        hparams["modules"],
+        options[options.index("--pretrained_path") + 1],
+        hparams["sample_rate"],
+    )
 
 
 def test_it_extracts_from_real_speech(mini_librimix, tmp_path):

@@ -1,11 +1,21 @@
-"""The command `tse`, as a shell runs it, in this process."""
+"""The command `tse`, as a shell runs it."""
+
+import itertools
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import read_table, write_corpus, write_table
 from tiny_model import build, export, write_run
 
-from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer import __version__
+from speechbrain_peer.cli.__main__ import COMMANDS, build_parser, main
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
 
 RATE = 8000
@@ -86,10 +96,12 @@ def test_a_folder_gives_all_that_can_be_read_and_tells_the_rest(
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
 def test_a_device_that_is_not_there_is_told_first(device, capsys):
-    arguments = ["extract", "absent.wav", "-e", "absent.wav", "-o", "out.wav"]
-    assert main([*arguments, "--device", device]) == 1
+    arguments = ["demo"]
+    with pytest.raises(SystemExit) as error:
+        main([*arguments, "--device", device])
+    assert error.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"tse: error: --device {device}: PyTorch has no such device")
+    assert f"argument --device: {device}: PyTorch has no such device" in line
 
 
 @pytest.mark.parametrize(
@@ -123,11 +135,131 @@ def test_errors_are_told_and_nothing_is_written(
     assert {path: path.read_bytes() for path in tmp_path.glob("*.wav")} == before
 
 
-def test_wrong_options_end_with_2(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "mixture.wav"], "extract: error: the following arguments are req"),
+        (["extract", "--loud"], "the following arguments are required"),
+        (["demo", "--port", "0"], "'0' is not a whole number from 1 to 65535"),
+        (["demo", "--port", "http"], "'http' is not a whole number from 1 to 65535"),
+        (["export", "run"], "error: give -o/--output or --onnx, or both"),
+        (["dance"], "tse: error: argument COMMAND: invalid choice: 'dance'"),
+        ([], "tse: error: the following arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_options_end_with_2_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as error:
-        main(["extract", "mixture.wav"])
+        main(arguments)
     assert error.value.code == 2
-    assert "-e/--enrollment" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def run_python(code, *arguments):
+    """Runs Python in a process of its own; returns what it wrote."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_help_comes_without_pytorch():
+    code = """
+import sys
+from speechbrain_peer.cli.__main__ import COMMANDS, main
+for command in ([], *([name] for name in COMMANDS)):
+    try:
+        main([*command, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+print(sorted({"torch", "speechbrain", "numpy", "scipy"} & set(sys.modules)))
+"""
+    text = run_python(code)
+    assert text.endswith("\n[]\n")
+    assert text.count("usage: ") == 1 + len(COMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"tse {__version__}\n"
+
+
+def test_examples_of_the_help_are_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, command in COMMANDS.items():
+        for example in command.EXAMPLES:
+            program, *arguments = shlex.split(example)
+            for path in map(Path, arguments):
+                if path.suffix:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.touch()
+            options = build_parser().parse_args(arguments)
+            assert (program, options.command) == ("tse", name)
+
+
+def test_messages_of_others_are_not_shown_unless_they_are_errors():
+    code = """
+import logging, warnings
+from speechbrain_peer.utils.messages import hide_warnings_of_others
+hide_warnings_of_others()
+logging.getLogger("speechbrain.utils.train_logger").warning("no torchvision")
+warnings.warn("will change", FutureWarning)
+logging.getLogger("speechbrain.core").error("theirs")
+logging.getLogger("speechbrain_peer.data").info("ours")
+warnings.warn_explicit("ours, too", UserWarning, "x.py", 1, "speechbrain_peer.nnet")
+"""
+    theirs, ours, ours_too = run_python(code).splitlines()
+    assert (theirs, ours) == ("theirs", "ours")
+    assert "ours, too" in ours_too
+
+
+def interrupt(arguments, until):
+    """Presses Ctrl+C, which all processes hear, once a command has written a text."""
+    command = [sys.executable, "-m", "speechbrain_peer.cli", *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    written = b""
+    while until not in written:
+        block = os.read(process.stdout.fileno(), 1000)
+        assert block, written
+        written += block
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    return process.returncode, rest.decode()
+
+
+def test_ctrl_c_ends_a_command_and_its_processes_in_one_line(tmp_path):
+    corpus = write_corpus(tmp_path, seconds=(5, 6), parts=["dev-clean"])
+    table = corpus.metadata_file("dev-clean")
+    paths = [row["source_1_path"] for row in read_table(table)]
+    rows = [
+        {
+            "mixture_ID": "_".join(Path(path).stem for path in pair),
+            **{f"source_{k}_path": path for k, path in enumerate(pair, start=1)},
+            **{f"source_{k}_gain": 1.0 for k in (1, 2)},
+        }
+        for pair in itertools.permutations(paths, 2)
+    ]
+    write_table(table, rows)
+    arguments = ["prepare", "--librispeech_folder", corpus.librispeech_folder]
+    arguments += ["--librimix_metadata", corpus.librimix_metadata, "--subsets", "dev"]
+    arguments += ["-o", tmp_path / "out", "--n_processes", 2]
+    code, rest = interrupt(arguments, until=b"Rendering")
+    assert code == 130
+    # After the line of the progress bar.
+    assert rest.splitlines()[-1] == "tse: interrupted"
+    assert "Traceback" not in rest and "Error" not in rest
+
+
+def test_ctrl_c_ends_the_page(model):
+    pytest.importorskip("gradio")
+    code, rest = interrupt(["demo", "-m", model], until=b"(Ctrl+C ends it)\n")
+    assert (code, rest) == (130, "tse: interrupted\n")
 
 
 def test_export_and_info(tmp_path, capsys):
@@ -142,3 +274,68 @@ def test_export_and_info(tmp_path, capsys):
     assert "8000 Hz" in text and "# my-model" in text and "license: cc-by-4.0" in text
     assert main(["export", str(tmp_path), "-o", folder]) == 1
     assert "is not the folder of a run" in capsys.readouterr().err
+
+
+def test_export_to_onnx(model, tmp_path, capsys):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    assert main(["export", model, "--onnx", str(tmp_path / "graphs")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'graphs'}\n"
+    written = {path.name for path in (tmp_path / "graphs").iterdir()}
+    assert written == {"speaker_encoder.onnx", "extractor.onnx"}
+
+
+def test_a_missing_extra_is_told_in_one_line(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", model, "--onnx", str(tmp_path / "graphs")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'pip install "speechbrain-peer[onnx]"' in line
+
+
+def test_a_card_cannot_command_the_terminal(model, capsys):
+    Path(model, "README.md").write_text("# Model\x1b]0;title\x07\x1b[2J\tgood\r\n")
+    assert main(["info", model]) == 0
+    assert capsys.readouterr().out.endswith("\n\n# Model]0;title[2J\tgood\n")
+
+
+def test_a_wrong_model_is_told_in_one_line(model, capsys):
+    Path(model, "hyperparams.yaml").write_text("modules: [\n")
+    for name, message in (
+        (model, "is not valid YAML"),
+        ("a\x1b[2Jb", "no such folder"),
+    ):
+        assert main(["info", name]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("tse: error: ") and message in line
+        assert "\x1b" not in line
+
+
+OWN_LAYER = """
+from speechbrain_peer.nnet.mask import MaskHead
+
+
+class OwnHead(MaskHead):
+    pass
+"""
+
+
+def test_models_of_own_code_need_trust(
+    model, enrollments, prepared, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "own.py").write_text(OWN_LAYER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yaml = Path(model, "hyperparams.yaml")
+    text = yaml.read_text()
+    yaml.write_text(text.replace("speechbrain_peer.nnet.mask.MaskHead", "own.OwnHead"))
+    output = str(tmp_path / "out.wav")
+    for command in (
+        ["extract", enrollments[0], "-m", model, "-e", enrollments[1], "-o", output],
+        ["evaluate", model, prepared.manifests["test"]],
+        ["calibrate", model, prepared.manifests["dev"]],
+        ["info", model],
+    ):
+        assert main(command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "own.OwnHead is not allowed" in line
+        assert main([*command, "--trust"]) == 0
+    assert "own.OwnHead" in capsys.readouterr().out

@@ -1,7 +1,8 @@
-"""The conditions a model is tried under, and the command."""
+"""The conditions a model is tried under, and `tse evaluate`."""
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from tiny_model import export
 
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.data.manifests import read_manifest, write_manifest
-from speechbrain_peer.evaluation import __main__ as command
+from speechbrain_peer.evaluation import conditions
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.long_files import compare_chunks, join_trials
 from speechbrain_peer.evaluation.trial_scores import error_rates
@@ -134,13 +136,13 @@ def test_chunks_are_compared_with_the_whole(tmp_path, trials):
 
 
 def test_the_command_writes_tables(tmp_path, prepared, capsys, monkeypatch):
-    monkeypatch.setattr(command, "SECONDS", 1)
+    """The data's folder is the one that preparation has written beside the manifest."""
+    monkeypatch.setattr(conditions, "SECONDS", 1)
     torch.manual_seed(0)
     export(tmp_path / "model")
-    calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
-    arguments = [tmp_path / "model", prepared.manifests["test"], "--output"]
-    arguments += [tmp_path / "out", "--data_root", prepared.data_root]
-    command.main(list(map(str, arguments)))
+    assert main(["calibrate", str(tmp_path / "model"), prepared.manifests["dev"]]) == 0
+    arguments = ["evaluate", str(tmp_path / "model"), prepared.manifests["test"]]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out/evaluation.md").read_text()
     assert text in capsys.readouterr().out
     assert "| 50% overlap | 12 |" in text and "Equal error rate" in text
@@ -171,9 +173,9 @@ def test_what_two_speakers_cannot_give_is_left_out(tmp_path, prepared, capsys):
     write_manifest(tmp_path / "two.json", rows)
     export(tmp_path / "model")
     calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
-    arguments = [tmp_path / "model", tmp_path / "two.json", "--output"]
+    arguments = ["evaluate", tmp_path / "model", tmp_path / "two.json", "--output"]
     arguments += [tmp_path / "out", "--data_root", prepared.data_root]
-    command.main(list(map(str, arguments)))
+    assert main(list(map(str, arguments))) == 0
     result = strict_json((tmp_path / "out/evaluation.json").read_text())
     assert result["left_out"].keys() == {"a third talker", "absent target"}
     assert len(result["conditions"]) == 8
@@ -183,12 +185,17 @@ def test_what_two_speakers_cannot_give_is_left_out(tmp_path, prepared, capsys):
     assert " - of those with the enrollment of somebody absent" in text
 
 
-def test_a_device_that_is_not_there_is_told(prepared):
-    arguments = ["small-8k", str(prepared.manifests["test"]), "--device", "gpu"]
-    with pytest.raises(SystemExit, match="--device gpu: PyTorch has no such device"):
-        command.main(arguments)
-
-
-def test_a_wrong_model_is_told(tmp_path, prepared):
-    with pytest.raises(SystemExit, match="no such folder"):
-        command.main([str(tmp_path / "none"), str(prepared.manifests["test"])])
+def test_wrong_files_are_told(tmp_path, prepared, capsys):
+    manifest = prepared.manifests["test"]
+    (tmp_path / "taken").write_text("")
+    shutil.copy(manifest, tmp_path / "alone.json")
+    for arguments, message in (
+        (["none", manifest], "none: no such folder"),
+        (["small-8k", tmp_path / "no.json"], f"{tmp_path}/no.json: no such file"),
+        (["small-8k", manifest, "--data_root", "no"], "no: no such folder"),
+        (["small-8k", manifest, "-o", tmp_path / "taken"], "taken: is not a folder"),
+        (["small-8k", tmp_path / "alone.json"], "alone.json: nothing beside it tells"),
+    ):
+        assert main(["evaluate", *map(str, arguments)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("tse: error: ") and message in line

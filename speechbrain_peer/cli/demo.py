@@ -1,5 +1,7 @@
 """Serves a page to extract and listen in the browser, on this computer alone."""
 
+import threading
+
 from speechbrain_peer.cli.options import (
     add_model_options,
     load_interface,
@@ -31,5 +33,7 @@ def run(options):
     import_gradio()  # before a model is loaded in vain
     page = build_page(load_interface(options))
     print(f"{launch_page(page, options.port)} (Ctrl+C ends it)", flush=True)
-    page.block_thread()
-    return 0
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)

@@ -10,9 +10,11 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -216,7 +218,9 @@ def _render_in_processes(render, rows, n_processes, progress):
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(n_processes, context, _exit_with_parent) as pool:
-            for _ in progress(pool.map(render, rows, chunksize=8)):
+            with _interrupts_held():  # the processes are started here
+                rendered = pool.map(render, rows, chunksize=8)
+            for _ in progress(rendered):
                 pass
     except BrokenProcessPool as error:
         raise DataError(
@@ -265,6 +269,19 @@ def _available_cpus():
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows
         return os.cpu_count()
+
+
+@contextmanager
+def _interrupts_held():
+    """Lets Ctrl+C wait; processes started meanwhile leave it to this one for good."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _exit_with_parent():

@@ -27,7 +27,7 @@ MOST_TRIALS = 300
 
 
 @main_process_only
-def calibrate(folder, manifest, data_root, device="cpu"):
+def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     """Adds a match score to an exported model.
 
     Every mixture is tried with the enrollment of its target, and with that of a
@@ -45,6 +45,8 @@ def calibrate(folder, manifest, data_root, device="cpu"):
         What `{data_root}` in the manifest stands for; None: see `find_data_root`.
     device : str or torch.device
         To extract on.
+    trust : bool
+        Builds whatever the model's YAML says. That runs any code it names.
 
     Raises
     ------
@@ -57,7 +59,9 @@ def calibrate(folder, manifest, data_root, device="cpu"):
             "rewritten; give the folder of an exported model"
         )
     check_replaceable(folder)
-    model = TargetSpeechExtraction.from_hparams(folder, run_opts={"device": device})
+    model = TargetSpeechExtraction.from_hparams(
+        folder, run_opts={"device": device}, trust=trust
+    )
     trials = read_trials(manifest, data_root, model.hparams.sample_rate, MOST_TRIALS)
     try:
         absent = vary(trials, absent_target(trials))

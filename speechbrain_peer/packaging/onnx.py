@@ -74,7 +74,7 @@ class Extractor(nn.Module):
 
 
 @torch.no_grad()
-def export_onnx(source, folder):
+def export_onnx(source, folder, trust=False):
     """Writes an exported model as two ONNX graphs, and compares them with PyTorch.
 
     Arguments
@@ -83,6 +83,8 @@ def export_onnx(source, folder):
         An exported model, as `TargetSpeechExtraction.from_hparams` loads it.
     folder : str or pathlib.Path
         Where to write; older graphs in it are replaced once the new ones are checked.
+    trust : bool
+        Builds whatever the model's YAML says. That runs any code it names.
 
     Returns
     -------
@@ -104,7 +106,7 @@ def export_onnx(source, folder):
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _import_extra(name)
-    stages, hparams = load_model(source)
+    stages, hparams = load_model(source, trust=trust)
     stages.eval()
     sample_rate = hparams["sample_rate"]
     shortest = round(SHORTEST_ENROLLMENT * sample_rate)
