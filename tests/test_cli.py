@@ -334,6 +334,7 @@ def test_models_of_own_code_need_trust(
         ["calibrate", model, prepared.manifests["dev"]],
         ["info", model],
     ):
+        capsys.readouterr()  # progress bars
         assert main(command) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "own.OwnHead is not allowed" in line
