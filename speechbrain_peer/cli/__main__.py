@@ -62,6 +62,8 @@ def build_parser():
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
+        # To refuse options that do not go together.
+        subparser.set_defaults(parser=subparser)
     return parser
 
 
@@ -79,14 +81,10 @@ def main(arguments=None):
         The exit code: 0 if all is done, 1 after an error, 130 after Ctrl+C. Wrong
         options end with 2, as argparse has it.
     """
-    parser = build_parser()
     try:
         hide_warnings_of_others()
-        options = parser.parse_args(arguments)
+        options = build_parser().parse_args(arguments)
         return COMMANDS[options.command].run(options)
-    # Of options that do not go together.
-    except argparse.ArgumentError as error:
-        parser.error(str(error))
     # ImportError names the optional extra that a command needs.
     except (ValueError, OSError, ImportError) as error:
         # Ours lists what is wrong, line by line, where it is more than one thing.

@@ -1,7 +1,5 @@
 """Turns a training run into a folder to use and to share, or a model into ONNX."""
 
-import argparse
-
 from speechbrain_peer.cli.options import add_trust, folder_to_fill
 
 EXAMPLES = [
@@ -40,7 +38,7 @@ def add_arguments(parser):
 def run(options):
     """Exports."""
     if not (options.output or options.onnx):
-        raise argparse.ArgumentError(None, "give -o/--output or --onnx, or both")
+        options.parser.error("give -o/--output or --onnx, or both")
     model = options.source
     if options.output:
         from speechbrain_peer.training.release import export_run

@@ -60,8 +60,16 @@ def hide_warnings_of_others():
     Warnings of dependencies (of optional packages that are absent, of changes to come)
     are for us, not for users. Python's own switch, `-W default`, shows them again.
     """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    # By record, as SpeechBrain sets the levels of its own loggers.
+    handler.addFilter(
+        lambda record: (
+            record.levelno >= logging.ERROR or record.name.split(".")[0] == OURS
+        )
+    )
     # Does nothing where logging has been configured.
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    logging.basicConfig(handlers=[handler])
     logging.getLogger(OURS).setLevel(logging.INFO)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
