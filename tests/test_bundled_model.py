@@ -16,7 +16,7 @@ from speechbrain_peer.data.manifests import read_manifest
 from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.evaluation.metrics import si_sdr
 from speechbrain_peer.packaging.loading import bundled_models
-from speechbrain_peer.training.fine_tuning import load_pretrained
+from speechbrain_peer.training.fine_tuning import start_from
 
 
 def test_the_default_model_is_there_and_tells_a_match():
@@ -77,9 +77,9 @@ def test_a_training_starts_from_it_as_its_description_shows(capsys):
     assert (root / script).is_file()
     with open(root / yaml, encoding="utf-8") as stream:
         hparams = load_hyperpyyaml(stream)
-    load_pretrained(
+    start_from(
         hparams["modules"],
-        options[options.index("--pretrained_path") + 1],
+        options[options.index("--start_from") + 1],
         hparams["sample_rate"],
     )
 
