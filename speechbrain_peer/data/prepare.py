@@ -14,7 +14,7 @@ from speechbrain_peer.data.enrollments import (
     read_enrollment_map,
     write_enrollment_map,
 )
-from speechbrain_peer.data.layout import SUBSETS, scan_subset, subset_path
+from speechbrain_peer.data.layout import SUBSETS, subset_path
 from speechbrain_peer.data.librimix import (
     check_rendered,
     check_sources,
@@ -22,8 +22,12 @@ from speechbrain_peer.data.librimix import (
     read_metadata,
     render_subset,
 )
-from speechbrain_peer.data.manifests import build_manifest, write_manifest
-from speechbrain_peer.data.peers import check_pool, draw_listed_peers
+from speechbrain_peer.data.manifests import (
+    build_manifest,
+    scan_subset,
+    write_manifest,
+)
+from speechbrain_peer.data.peers import SourcePool, check_pool, draw_listed_peers
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
@@ -167,7 +171,7 @@ def prepare_librimix(
             )
         manifests = {
             name: build_manifest(
-                prepared.data_root, folder, *mixtures[name], sample_rate, targets
+                prepared.data_root, folder, *mixtures[name], sample_rate, targets, mode
             )
             for name, folder in folders.items()
         }
@@ -177,9 +181,9 @@ def prepare_librimix(
             else:
                 drawn_map = manifest_folder / f"{name}_enrollment_map.txt"
                 map_path = maps[name] or _save_drawn_map(drawn_map, rows, seed)
-                add_enrollments(rows, map_path, prepared.data_root, folders[name])
+                add_enrollments(rows, map_path, folders[name])
             write_manifest(prepared.manifests[name], rows)
-            _log_summary(name, rows, chunk_seconds)
+            _log_summary(name, rows, round(chunk_seconds * sample_rate), sample_rate)
         if prepared.peers:
             _write_listed_peers(prepared.peers, manifests, seed, peer_interferer)
     return prepared
@@ -274,19 +278,17 @@ def _write_listed_peers(path, manifests, seed, peer_interferer):
     write_manifest(path, listed)
 
 
-def _log_summary(subset, rows, chunk_seconds):
+def _log_summary(subset, rows, chunk_samples, sample_rate):
     """Logs what a subset holds."""
-    durations = {row["mixture_id"]: row["duration"] for row in rows.values()}
-    speakers = {
-        source["speaker"]
-        for row in rows.values()
-        for source in (row["target"], *row["interferers"])
-    }
-    n_sources = 1 + len(next(iter(rows.values()))["interferers"])
-    short = sum(duration < chunk_seconds for duration in durations.values())
+    lengths = {row["mixture_id"]: row["length"] for row in rows.values()}
+    sources = SourcePool(rows).sources
+    speakers = {source["speaker"] for source in sources}
+    short = sum(length < chunk_samples for length in lengths.values())
+    short_sources = sum(source["length"] < chunk_samples for source in sources)
     logger.info(
-        f"{subset}: {len(durations)} mixtures, {len(rows)} targets, {len(speakers)} "
-        f"speakers, {sum(durations.values()) / 3600:.2f} hours; {short} mixtures and "
-        f"their {short * n_sources} sources are shorter than {chunk_seconds} s (padded "
-        "with zeros, they carry their true relative length)"
+        f"{subset}: {len(lengths)} mixtures, {len(rows)} targets, {len(speakers)} "
+        f"speakers, {sum(lengths.values()) / sample_rate / 3600:.2f} hours; {short} "
+        f"mixtures and {short_sources} sources are shorter than "
+        f"{chunk_samples / sample_rate} s (padded with zeros, they carry their true "
+        "relative length)"
     )
