@@ -13,7 +13,7 @@ from hyperpyyaml import resolve_references
 
 from recipes.LibriMix.comparison import costs
 from recipes.LibriMix.comparison.__main__ import main
-from recipes.LibriMix.comparison.differences import differences
+from recipes.LibriMix.comparison.differences import difference_table, differences
 from recipes.LibriMix.comparison.epochs import (
     mean_curves,
     peers_figure,
@@ -40,7 +40,16 @@ LIBRI2MIX = "Libri2Mix test, first speakers, 8000 Hz, min, clean; trained on x."
 CURVES = "epoch,train_loss,valid_loss,valid_si_snr,better_mask,better_predictor"
 
 
-def write_run(folder, si_sdr=10.0, corpus="Made noise.", items=4, mixture=1.0, **other):
+def write_run(
+    folder,
+    si_sdr=10.0,
+    corpus="Made noise.",
+    items=4,
+    mixture=1.0,
+    silent=0,
+    debug=False,
+    **other,
+):
     """Writes what a finished run leaves; `other` are overrides of its YAML."""
     folder.mkdir(parents=True)
     resolved = resolve_references(YAML, other).read()
@@ -51,9 +60,10 @@ def write_run(folder, si_sdr=10.0, corpus="Made noise.", items=4, mixture=1.0, *
         "corpus": corpus,
         "items": items,
         "means": means,
+        "items_without_value": {"si_sdr": silent},
         "wrong_speaker_percent": 25.0,
         "worse_than_mixture_percent": 50.0,
-        "run": {"optimizer_steps": 90},
+        "run": {"optimizer_steps": 90, "debug": debug},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
@@ -204,9 +214,36 @@ def test_differences_are_paired_and_their_error_is_over_speakers(tmp_path):
         [1],
         0.0,
     )
-    write_scores(tmp_path / "i2", 2, "itself", {"7": 1.0, "8": -2.0}, last=1.0)
+    assert all(row.silent == len(row.seeds) for row in differences(group))
+
+
+def test_an_item_where_one_output_is_silent_is_left_out_and_told(tmp_path):
+    write_scores(tmp_path / "none", 1, "none", {"7": 0, "8": 0}, last=1.0)
+    write_scores(tmp_path / "better", 1, "better", {"7": 1.0, "8": 1.0})
+    [difference] = differences(groups_below(tmp_path)[0])
+    assert (difference.silent, difference.si_sdri) == (1, 1.0)
+    table = difference_table([difference])
+    assert table.endswith("as one of the two is silent and has no score: 1.")
+    scores = tmp_path / "better" / "test_scores.csv"
+    scores.write_text(scores.read_text().rpartition("9-1-1")[0])
     with pytest.raises(DataError, match="tested on other items"):
         differences(groups_below(tmp_path)[0])
+
+
+def test_silent_outputs_are_told_below_the_scores(tmp_path):
+    write_run(tmp_path / "1", seed=1)
+    write_run(tmp_path / "2", seed=2, silent=3)
+    text = score_tables(groups_below(tmp_path)[0])
+    assert "seed 2: 3 of 4 outputs are silent and left out of the means" in text
+    assert "seed 1:" not in text
+
+
+def test_debug_runs_stay_out(tmp_path):
+    write_run(tmp_path / "1", seed=1)
+    write_run(tmp_path / "2", seed=2, debug=True)
+    assert [run.seed for run in find_runs([tmp_path])] == [1]
+    with pytest.raises(DataError, match="--debug do not count"):
+        find_runs([tmp_path / "2"])
 
 
 def test_settings_that_differ_are_in_the_name(tmp_path):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from filelock import FileLock
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_peer.data.corpora import describe_data
 from speechbrain_peer.data.enrollments import (
     add_enrollments,
     draw_enrollment_map,
@@ -44,11 +45,14 @@ class Prepared(NamedTuple):
         {subset: path}.
     peers : str or None
         The listed peers of the training subsets, with `peers: listed`.
+    corpus : str or None
+        One sentence on the test set and the training subset, for tables.
     """
 
     data_root: str
     manifests: dict
     peers: str | None
+    corpus: str | None
 
 
 CHOICES = {
@@ -125,7 +129,7 @@ def prepare_librimix(
     Returns
     -------
     prepared : Prepared
-        (data_root, manifests, peers).
+        (data_root, manifests, peers, corpus).
 
     Raises
     ------
@@ -148,10 +152,10 @@ def prepare_librimix(
     manifest_folder = Path(
         output_folder, "manifests", f"wav{sample_rate // 1000}k_{mode}_{targets}"
     )
-    prepared = Prepared(
-        data_root=str(data_folder or output_folder),
-        manifests={name: str(manifest_folder / f"{name}.json") for name in subsets},
-        peers=str(manifest_folder / "train_peers.json") if peers == "listed" else None,
+    data_root = str(data_folder or output_folder)
+    paths = {name: str(manifest_folder / f"{name}.json") for name in subsets}
+    peers_path = (
+        str(manifest_folder / "train_peers.json") if peers == "listed" else None
     )
     manifest_folder.mkdir(parents=True, exist_ok=True)
     # Two trainings that start together must not render the same files.
@@ -171,7 +175,7 @@ def prepare_librimix(
             )
         manifests = {
             name: build_manifest(
-                prepared.data_root, folder, *mixtures[name], sample_rate, targets, mode
+                data_root, folder, *mixtures[name], sample_rate, targets, mode
             )
             for name, folder in folders.items()
         }
@@ -182,11 +186,12 @@ def prepare_librimix(
                 drawn_map = manifest_folder / f"{name}_enrollment_map.txt"
                 map_path = maps[name] or _save_drawn_map(drawn_map, rows, seed)
                 add_enrollments(rows, map_path, folders[name])
-            write_manifest(prepared.manifests[name], rows)
+            write_manifest(paths[name], rows)
             _log_summary(name, rows, round(chunk_seconds * sample_rate), sample_rate)
-        if prepared.peers:
-            _write_listed_peers(prepared.peers, manifests, seed, peer_interferer)
-    return prepared
+        if peers_path:
+            _write_listed_peers(peers_path, manifests, seed, peer_interferer)
+    corpus = describe_data(manifests, sample_rate, mode, targets)
+    return Prepared(data_root, paths, peers_path, corpus)
 
 
 def _is_training(subset):
