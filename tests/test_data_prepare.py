@@ -1,5 +1,6 @@
 """Preparation: both ways in, its command, and what it says of bad input."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 from conftest import read_table, write_corpus, write_table
 from speechbrain.dataio.dataset import DynamicItemDataset
 
+from speechbrain_peer.data.enrollments import read_enrollment_map
+from speechbrain_peer.data.librimix import read_metadata
 from speechbrain_peer.data.manifests import read_manifest, write_manifest
 from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.utils.audio import audio_length, write_audio
@@ -224,7 +227,7 @@ def test_file_names_with_spaces_and_commas(own_corpus, tmp_path):
 
 def test_a_manifest_that_lacks_something_is_told(prepared, tmp_path):
     path = tmp_path / "dev.json"
-    with pytest.raises(DataError, match=r"dev\.json: cannot be read as a manifest"):
+    with pytest.raises(DataError, match=r"dev\.json: cannot be read, .*no such file"):
         read_manifest(path)
     for text in ("{", '{"a": "{root}"}', '["a"]', '{"a": 1}'):
         path.write_text(text)
@@ -240,6 +243,14 @@ def test_a_manifest_that_lacks_something_is_told(prepared, tmp_path):
         read_manifest(path)
     for problem in ("has no mixture", "has a length of 0", "has no path"):
         assert problem in str(caught.value)
+
+
+def test_nothing_waits_for_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for read in (read_manifest, read_metadata, read_enrollment_map):
+        with pytest.raises(DataError, match="pipe: cannot be read"):
+            read(pipe)
 
 
 def test_speaker_without_enrollment_is_listed(tmp_path):

@@ -4,6 +4,7 @@ Kept free of torch and SpeechBrain: every rendering process imports this file.
 """
 
 import math
+import os
 from pathlib import PurePosixPath, PureWindowsPath
 
 from speechbrain_peer.data.layout import speaker_id, utterance_ids
@@ -16,6 +17,20 @@ LONGEST_NAME = 200
 REFUSED_IN_NAMES = "/\\{}"
 # Beyond 80 dB up or down, 16 bits hold nothing or nothing else.
 SMALLEST_GAIN, LARGEST_GAIN = 1e-4, 1e4
+
+
+def check_file(path, cure):
+    """Raises DataError unless there is a file: a pipe would be waited for.
+
+    Arguments
+    ---------
+    path : str or Path
+        To be read.
+    cure : str
+        What to do where it is none.
+    """
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: cannot be read, as there is no such file; {cure}")
 
 
 def refuse_rows(path, problems, cure):

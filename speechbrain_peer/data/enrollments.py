@@ -9,7 +9,7 @@ spaces, tabs stand between the fields.
 import re
 from pathlib import Path
 
-from speechbrain_peer.data.checks import refuse_rows
+from speechbrain_peer.data.checks import check_file, refuse_rows
 from speechbrain_peer.data.layout import SUBSETS, speaker_id, utterance_ids
 from speechbrain_peer.data.manifests import DATA_ROOT
 from speechbrain_peer.data.peers import SourcePool, item_rng
@@ -68,12 +68,13 @@ def read_enrollment_map(path):
     {('1-0-0_2-0-0', '1-0-0'): 's2/3-0-0_1-0-1'}
     """
     enrollments, problems = {}, []
+    cure = "correct the path, or leave enrollment_maps out to draw maps"
+    check_file(path, cure)
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: cannot be read as an enrollment map ({error}); correct the path, "
-            "or leave enrollment_maps out to draw maps"
+            f"{path}: cannot be read as an enrollment map ({error}); {cure}"
         ) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():

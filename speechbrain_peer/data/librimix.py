@@ -22,6 +22,7 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from speechbrain_peer.data.checks import (
+    check_file,
     gain_problem,
     name_problem,
     path_problem,
@@ -88,6 +89,8 @@ def read_metadata(csv_path):
     DataError
         If it cannot be read, or rows cannot be used; names the lines.
     """
+    cure = "get it from https://github.com/JorisCos/LibriMix"
+    check_file(csv_path, cure)
     try:
         with open(csv_path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
@@ -95,8 +98,7 @@ def read_metadata(csv_path):
             lines = [(table.line_num, cells) for cells in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{csv_path}: cannot be read as LibriMix metadata ({error}); get it from "
-            "https://github.com/JorisCos/LibriMix"
+            f"{csv_path}: cannot be read as LibriMix metadata ({error}); {cure}"
         ) from error
     if not lines:
         raise DataError(f"{csv_path}: has no rows; get the file again")

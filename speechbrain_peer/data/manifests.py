@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from speechbrain.dataio.dataio import load_data_json
 
-from speechbrain_peer.data.checks import name_problem, refuse_rows
+from speechbrain_peer.data.checks import check_file, name_problem, refuse_rows
 from speechbrain_peer.data.layout import speaker_id, utterance_ids, wav_names
 from speechbrain_peer.utils.audio import AudioError, audio_length, read_audio
 from speechbrain_peer.utils.files import DataError, whole_file
@@ -18,7 +18,7 @@ DATA_ROOT = "{data_root}"
 # What a row and each of its sources must hold.
 ROW = {
     "mixture_id": str,
-    "duration": float,
+    "duration": (int, float),
     "length": int,
     "mixture": str,
     "target": dict,
@@ -186,6 +186,7 @@ def read_listed_peers(path, data_root=None):
 
 
 def _read(path, data_root, problem_of):
+    check_file(path, "prepare the data, or correct the path")
     try:
         rows = load_data_json(path, {"data_root": data_root or DATA_ROOT})
     # Those of the braces in a text that stand for something unknown come last.

@@ -107,7 +107,8 @@ def prepare_librimix(
     sample_rate : int
         8000 or 16000 Hz.
     mode : str
-        "min": mixtures as long as their shortest source; "max": as their longest.
+        "min": mixtures as long as their shortest source; "max": as their longest, and
+        training segments are cut where the target talks.
     targets : str
         "first": the first speaker of each mixture is the target; "both": each is.
     peers : str
