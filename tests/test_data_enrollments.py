@@ -11,8 +11,12 @@ from speechbrain_peer.data.enrollments import (
     read_enrollment_map,
     write_enrollment_map,
 )
-from speechbrain_peer.data.layout import scan_subset
-from speechbrain_peer.data.manifests import build_manifest, read_manifest
+from speechbrain_peer.data.manifests import (
+    build_manifest,
+    read_manifest,
+    scan_subset,
+)
+from speechbrain_peer.utils.audio import audio_length
 from speechbrain_peer.utils.files import DataError
 
 FOLDER = "wav8k/min/dev"
@@ -47,22 +51,23 @@ def test_drawn_map_depends_on_the_seed_and_not_on_the_order_or_targets(rows):
 def test_enrollments_reach_the_manifest(rows, prepared, tmp_path):
     drawn = draw_enrollment_map(rows, seed=1)
     write_enrollment_map(tmp_path / "map", drawn)
-    add_enrollments(rows, tmp_path / "map", prepared.data_root, FOLDER)
+    add_enrollments(rows, tmp_path / "map", FOLDER)
     for row in rows.values():
         file = drawn[row["mixture_id"], row["target"]["utterance"]]
         assert row["enrollment"] == f"{{data_root}}/{FOLDER}/{file}.wav"
-        assert Path(row["enrollment"].format(data_root=prepared.data_root)).is_file()
+        path = Path(row["enrollment"].format(data_root=prepared.data_root))
+        assert audio_length(path) == row["enrollment_length"]
 
 
-def test_map_without_line_for_a_target(rows, prepared, tmp_path):
+def test_map_without_line_for_a_target(rows, tmp_path):
     drawn = draw_enrollment_map(rows, seed=1)
     (mixture_id, target), _ = drawn.popitem()
     write_enrollment_map(tmp_path / "map", drawn)
-    with pytest.raises(DataError, match=f"no line for .*{mixture_id}.*{target}"):
-        add_enrollments(rows, tmp_path / "map", prepared.data_root, FOLDER)
+    with pytest.raises(DataError, match=f"{mixture_id}.*{target}: has no line"):
+        add_enrollments(rows, tmp_path / "map", FOLDER)
 
 
-def test_unusable_enrollments_are_refused(rows, prepared, tmp_path):
+def test_unusable_enrollments_are_refused(rows, tmp_path):
     drawn = draw_enrollment_map(rows, seed=1)
     mixture_id, target = next(iter(drawn))
     interferer = next(u for u in mixture_id.split("_") if u != target)
@@ -80,19 +85,42 @@ def test_unusable_enrollments_are_refused(rows, prepared, tmp_path):
         drawn[mixture_id, target] = enrollment
         write_enrollment_map(tmp_path / "map", drawn)
         with pytest.raises(DataError, match=reason) as caught:
-            add_enrollments(rows, tmp_path / "map", prepared.data_root, FOLDER)
+            add_enrollments(rows, tmp_path / "map", FOLDER)
         for part in (str(tmp_path / "map"), mixture_id, enrollment):
             assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "line", ["a_b a", "a_b a x1/c_d", "a_b a s1/c_d extra", "a_b a s1", "a_b a s2/e_f"]
+    "line",
+    [
+        "a_b a",
+        "a_b a x1/c_d",
+        "a_b a s1/c_d extra",
+        "a_b a s1",
+        "a_b a s1/../c_d",
+        "a_b a s2/e_f",
+    ],
 )
 def test_bad_line_is_named_with_its_number(tmp_path, line):
     path = tmp_path / "map"
     path.write_text(f"a_b a s1/c_d\n\n{line}\n")
     with pytest.raises(DataError, match="line 3"):
         read_enrollment_map(path)
+
+
+def test_all_bad_lines_are_told_at_once(tmp_path):
+    path = tmp_path / "map"
+    path.write_text("a_b a s1/c_d\n" + "a_b\n" * 13)
+    with pytest.raises(DataError, match="13 rows cannot be used") as caught:
+        read_enrollment_map(path)
+    assert "line 11:" in str(caught.value) and "line 12:" not in str(caught.value)
+    assert str(caught.value).endswith("and 3 more")
+
+
+def test_names_with_spaces_are_read_as_they_are_written(tmp_path):
+    drawn = {("ann bea-1_c,d", "ann bea-1"): "s2/c,e_ann bea-2", ("f_g", "f"): "s1/f_h"}
+    write_enrollment_map(tmp_path / "map", drawn)
+    assert read_enrollment_map(tmp_path / "map") == drawn
 
 
 def test_maps_are_found_in_both_layouts(tmp_path):

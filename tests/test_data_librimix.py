@@ -250,18 +250,44 @@ def _one_source(rows):
     [
         (_drop_column, "no column source_2_gain"),
         (_one_source, "no column source_2_path, source_2_gain"),
-        (lambda rows: [*rows, rows[1]], "line 14: .* line 3"),
+        (lambda rows: [*rows, rows[1]], "line 14: .*line 3"),
         (lambda rows: [{**rows[0], "source_1_gain": "loud"}], "line 2: a gain"),
         (lambda rows: [{**rows[0], "source_1_gain": "nan"}], "line 2: a gain"),
+        (lambda rows: [{**rows[0], "source_2_gain": "0"}], "line 2: a gain"),
+        (lambda rows: [{**rows[0], "source_2_gain": "-0.5"}], "line 2: a gain"),
+        (lambda rows: [{**rows[0], "source_2_gain": "1e30"}], "line 2: a gain"),
+        (lambda rows: [{**rows[0], "source_1_path": ""}], "line 2: a path is empty"),
+        (
+            lambda rows: [{**rows[0], "source_1_path": "/a.flac"}],
+            "line 2: .* leads out",
+        ),
+        (lambda rows: [{**rows[0], "source_1_path": "a/../../b"}], "line 2: .* out"),
         (lambda rows: [{**rows[0], "mixture_ID": "a_b_c"}], "line 2: .*2 utterances"),
+        (lambda rows: [{**rows[0], "mixture_ID": "../../a_b"}], "line 2: .*has '/'"),
+        (lambda rows: [{**rows[0], "mixture_ID": "{a}_b"}], "line 2: .*has '{'"),
+        (lambda rows: [{**rows[0], "mixture_ID": ".._b"}], "line 2: .*a dot"),
+        (lambda rows: [{**rows[0], "mixture_ID": "-1_b"}], "line 2: .*no speaker"),
+        (lambda rows: [{**rows[0], "mixture_ID": "a" * 300 + "_b"}], "200 bytes"),
+        (lambda rows: [{**rows[0], "mixture_ID": "a\tb_c"}], r"line 2: .*has '\\t'"),
     ],
 )
-def test_bad_metadata_is_named_with_the_reason(own_corpus, spoil, reason):
-    path = own_corpus.metadata_file("dev-clean")
-    write_table(path, spoil(read_table(path)))
+def test_bad_metadata_is_named_with_the_reason(corpus, tmp_path, spoil, reason):
+    path = tmp_path / "libri2mix_dev-clean.csv"
+    write_table(path, spoil(read_table(corpus.metadata_file("dev-clean"))))
     with pytest.raises(DataError, match=reason) as caught:
         read_metadata(path)
     assert str(path) in str(caught.value)
+
+
+def test_all_bad_rows_are_told_at_once(corpus, tmp_path):
+    header, *lines = corpus.metadata_file("dev-clean").read_text().splitlines()
+    path = tmp_path / "libri2mix_dev-clean.csv"
+    short = [line.rpartition(",")[0] for line in lines]
+    path.write_text("\n".join([header, *short, f"{lines[0]},more", lines[1]]))
+    with pytest.raises(DataError, match="14 rows cannot be used") as caught:
+        read_metadata(path)
+    assert str(caught.value).count("has more or fewer cells") == 10
+    assert str(caught.value).endswith("and 4 more")
 
 
 def test_metadata_without_rows_or_text_or_file(tmp_path):

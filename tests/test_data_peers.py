@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from conftest import write_corpus
 
-from speechbrain_peer.data.manifests import read_manifest
+from speechbrain_peer.data.manifests import read_listed_peers, read_manifest
 from speechbrain_peer.data.peers import (
     SourcePool,
     check_pool,
@@ -87,10 +87,10 @@ def test_interferers_keep_to_the_rule(tmp_path, n_sources):
 
 def test_listed_peers_are_drawn_once_with_the_seed(prepared):
     rows = read_manifest(prepared.manifests["train-100"])
-    listed = read_manifest(prepared.peers)
+    listed = read_listed_peers(prepared.peers)
     assert listed == draw_listed_peers(rows, 1234)
     assert listed != draw_listed_peers(rows, 1)
-    resolved = read_manifest(prepared.peers, prepared.data_root)
+    resolved = read_listed_peers(prepared.peers, prepared.data_root)
     sources = SourcePool(
         read_manifest(prepared.manifests["train-100"], prepared.data_root)
     ).sources

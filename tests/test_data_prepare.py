@@ -1,5 +1,6 @@
 """Preparation: both ways in, its command, and what it says of bad input."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,13 @@ from conftest import read_table, write_corpus, write_table
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.data.manifests import find_data_root, read_manifest
+from speechbrain_peer.data.enrollments import read_enrollment_map
+from speechbrain_peer.data.librimix import read_metadata
+from speechbrain_peer.data.manifests import (
+    find_data_root,
+    read_manifest,
+    write_manifest,
+)
 from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.utils.audio import audio_length, write_audio
 from speechbrain_peer.utils.files import DataError
@@ -124,7 +131,7 @@ def test_summary_counts_what_is_shorter_than_a_chunk(prepared, tmp_path, caplog)
         chunk_seconds=durations[5],
     )
     assert "dev: 12 mixtures, 24 targets, 4 speakers" in caplog.text
-    assert f"{n_short} mixtures and their {2 * n_short} sources are" in caplog.text
+    assert f"{n_short} mixtures and {2 * n_short} sources are" in caplog.text
 
 
 @pytest.fixture
@@ -156,7 +163,14 @@ def _move(folder, name):
         (lambda dev, name: (dev / "s1" / name).write_text(""), "s1/{name}", "read"),
         (lambda dev, name: _move(dev / "s2", "t2"), "s2", "no such folder"),
         (lambda dev, name: _move(dev / "mix_clean", "mix"), "mix_clean", "no mixtures"),
-        (lambda dev, name: (dev / "s3").mkdir(), "s3/{name}", "no such file"),
+        (lambda dev, name: (dev / "s3").mkdir(), "min/dev", "remove s3"),
+        (
+            lambda dev, name: shutil.copy(
+                dev / "mix_clean" / name, dev / "mix_clean" / f"{{0}}{name}"
+            ),
+            "min/dev",
+            "has '{' in its name; rename",
+        ),
     ],
 )
 def test_bad_generated_folder_is_named(generated, tmp_path, spoil, named, reason):
@@ -216,6 +230,56 @@ def test_changed_gains_show_before_anything_is_rendered(own_corpus, tmp_path):
     assert not (out / "wav8k" / "min" / "train-100").exists()
     shutil.rmtree(out / "wav8k" / "min" / "dev")
     prepare_librimix(out, **own_corpus._asdict(), subsets=["train-100", "dev"])
+
+
+def test_file_names_with_spaces_and_commas(own_corpus, tmp_path):
+    """The drawn map is read again, and so are the manifests."""
+    for path in list(own_corpus.librispeech_folder.glob("*/*/7/*.flac")):
+        path.rename(path.with_name(path.name.replace("-7-", ", Anna Lena-7-")))
+    for path in own_corpus.librimix_metadata.iterdir():
+        rows = read_table(path)
+        renamed = [
+            {key: value.replace("-7-", ", Anna Lena-7-") for key, value in row.items()}
+            for row in rows
+        ]
+        write_table(path, renamed)
+    for _ in range(2):
+        prepared = prepare_librimix(
+            tmp_path / "out", **own_corpus._asdict(), peers="listed"
+        )
+    rows = read_manifest(prepared.manifests["dev"], prepared.data_root)
+    assert len(rows) == 12
+    for row in rows.values():
+        assert row["target"]["speaker"].endswith(", Anna Lena")
+        assert row["enrollment_length"] == audio_length(row["enrollment"])
+
+
+def test_a_manifest_that_lacks_something_is_told(prepared, tmp_path):
+    path = tmp_path / "dev.json"
+    with pytest.raises(DataError, match=r"dev\.json: cannot be read, .*no such file"):
+        read_manifest(path)
+    for text in ("{", '{"a": "{root}"}', '["a"]', '{"a": 1}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"dev\.json.*prepare the data again"):
+            read_manifest(path)
+    rows = read_manifest(prepared.manifests["dev"])
+    first, second, third, *_ = rows.values()
+    del first["mixture"]
+    second["target"]["length"] = 0
+    third["interferers"] = [{}]
+    write_manifest(path, rows)
+    with pytest.raises(DataError, match="3 rows cannot be used") as caught:
+        read_manifest(path)
+    for problem in ("has no mixture", "has a length of 0", "has no path"):
+        assert problem in str(caught.value)
+
+
+def test_nothing_waits_for_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for read in (read_manifest, read_metadata, read_enrollment_map):
+        with pytest.raises(DataError, match="pipe: cannot be read"):
+            read(pipe)
 
 
 def test_speaker_without_enrollment_is_listed(tmp_path):

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CHUNK_SECONDS
+from conftest import CHUNK_SECONDS, write_corpus
 from speechbrain.dataio.dataloader import make_dataloader
 
-from speechbrain_peer.data.dataset import evaluation_set
-from speechbrain_peer.data.manifests import read_manifest, write_manifest
+from speechbrain_peer.data.dataset import evaluation_set, training_set
+from speechbrain_peer.data.manifests import (
+    read_listed_peers,
+    read_manifest,
+    write_manifest,
+)
+from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.utils.audio import AudioError
 
 RATE = 8000
@@ -128,7 +133,7 @@ def test_the_second_peer_has_the_target_and_another_interferer(
 
 def test_listed_peers_stay_while_chunks_move(make_set, prepared):
     dataset, items = make_set(peers="listed")
-    listed = read_manifest(prepared.peers, prepared.data_root)
+    listed = read_listed_peers(prepared.peers, prepared.data_root)
     first, second = (epoch_items(dataset, items, epoch) for epoch in (1, 2))
     for epoch in (first, second):
         for item_id, item in epoch.items():
@@ -143,7 +148,7 @@ def test_listed_peers_stay_while_chunks_move(make_set, prepared):
 def test_listed_peers_line_up_with_the_target(make_set, prepared):
     """As a mixture of whole utterances would have them, while both last."""
     dataset, items = make_set(peers="listed")
-    listed = read_manifest(prepared.peers, prepared.data_root)
+    listed = read_listed_peers(prepared.peers, prepared.data_root)
     lined_up = 0
     for item_id, item in epoch_items(dataset, items, epoch=1).items():
         (source,) = listed[item_id]
@@ -269,6 +274,58 @@ def test_evaluation_items_are_whole_with_fixed_enrollments(prepared):
         assert item["interferer_sigs"].shape == (row["length"], 1)
         interferer, _ = soundfile.read(row["interferers"][0]["path"], dtype="float32")
         assert np.array_equal(item["interferer_sigs"][:, 0], interferer)
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """A corpus in mode `max` whose longest mixtures are many chunks long."""
+    folder = tmp_path_factory.mktemp("padded")
+    corpus = write_corpus(folder, seconds=(0.3, 6.0))
+    return prepare_librimix(
+        folder / "out", **corpus._asdict(), mode="max", targets="both", peers="listed"
+    )
+
+
+def test_sources_know_where_their_padding_begins(padded):
+    for subset, manifest in padded.manifests.items():
+        rows = read_manifest(manifest, padded.data_root)
+        for row in rows.values():
+            sources = [row["target"], *row["interferers"]]
+            for source in sources:
+                samples, _ = soundfile.read(source["path"])
+                assert len(samples) == row["length"]
+                assert len(np.trim_zeros(samples, "b")) == source["length"]
+            assert max(source["length"] for source in sources) >= row["length"] - 1
+            if subset != "train-100":
+                samples, _ = soundfile.read(row["enrollment"])
+                assert len(np.trim_zeros(samples, "b")) == row["enrollment_length"]
+    items = evaluation_set(padded.manifests["dev"], padded.data_root, RATE)
+    assert all(item["enrollment_sig"][-1] != 0 for item in items)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"peers": "listed"}, {"peers": "drawn"}, {"peers": "drawn", "mixtures": "drawn"}],
+)
+def test_no_chunk_is_cut_from_padding(padded, options):
+    dataset, items = training_set(
+        padded.manifests["train-100"],
+        padded.data_root,
+        CHUNK_SECONDS,
+        RATE,
+        seed=1,
+        listed_peers=padded.peers,
+        **options,
+    )
+    for epoch in (1, 2, 3):
+        for item in epoch_items(dataset, items, epoch).values():
+            interferer = np.asarray(item["peer_sig"] - item["target_sig"])
+            for segment in (item["target_sig"], item["enrollment_sig"], interferer):
+                # The made corpus has no pauses: only padding is silent for so long.
+                speech = len(np.trim_zeros(np.asarray(segment), "b"))
+                assert speech > 0.25 * RATE
+            # An enrollment ends with its speech.
+            assert item["enrollment_sig"][-1] != 0
 
 
 def test_another_sample_rate_is_an_error_that_names_the_file(make_set, prepared):

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tiny_model import export
+from tiny_model import build, export, write_run
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
@@ -15,7 +15,7 @@ from speechbrain_peer.data.manifests import read_manifest, write_manifest
 from speechbrain_peer.evaluation import conditions
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.long_files import compare_chunks, join_trials
-from speechbrain_peer.evaluation.trial_scores import error_rates
+from speechbrain_peer.evaluation.trial_scores import error_rates, score_trials
 from speechbrain_peer.evaluation.trials import (
     absent_target,
     partial_overlap,
@@ -24,6 +24,7 @@ from speechbrain_peer.evaluation.trials import (
     third_talker,
     vary,
 )
+from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.utils.files import DataError
 
 RATE = 8000
@@ -95,8 +96,10 @@ def test_variations_are_drawn_by_seed(trials):
 
 
 def test_error_rates():
-    present = [{"match": m, "wrong_speaker": w} for m, w in
-               ((0.9, False), (0.8, False), (0.4, False), (0.7, True))]  # fmt: skip
+    right = {"wrong_speaker": False, "silent": False}
+    present = [{**right, "match": match} for match in (0.9, 0.8, 0.4)]
+    present.append({**right, "match": 0.7, "wrong_speaker": True})
+    present.append({**right, "match": 0.0, "silent": True})
     absent = [{"match": m} for m in (0.1, 0.2, 0.6, 0.3)]
     rates = error_rates(present, absent)
     assert rates["missed"] == pytest.approx(1 / 3)
@@ -107,7 +110,9 @@ def test_error_rates():
 
 
 def test_rates_of_no_estimates_are_none():
-    right, wrong = ({"match": 0.9, "wrong_speaker": w} for w in (False, True))
+    right, wrong = (
+        {"match": 0.9, "wrong_speaker": w, "silent": False} for w in (False, True)
+    )
     rates = error_rates([right], [{"match": 0.2}])
     assert (rates["missed"], rates["wrong_speaker"], rates["wrongs"]) == (0, None, 0)
     rates = error_rates([wrong], [])
@@ -133,6 +138,41 @@ def test_chunks_are_compared_with_the_whole(tmp_path, trials):
     (scores,) = compare_chunks(model, recordings)
     assert scores["agreement"] > 80
     assert scores["whole"] == pytest.approx(scores["chunks"], abs=1e-3)
+
+
+class Mute:
+    """Extracts silence, as a model does whose mask is zero."""
+
+    tells_match = True
+
+    def encode_speaker(self, enrollment):
+        return enrollment[:, :4]
+
+    def extract_batch(self, mixture, embeddings):
+        return torch.zeros_like(mixture)
+
+    def match_score(self, estimates, embeddings):
+        return torch.zeros(len(estimates))
+
+
+def test_silence_is_neither_right_nor_the_wrong_speaker(trials):
+    scores = score_trials(Mute(), trials, "mute")
+    for score in scores:
+        assert (score["silent"], score["wrong_speaker"]) == (True, False)
+        assert math.isnan(score["si_sdri"])
+    summary = conditions.summarize(scores)
+    assert summary["wrong_speaker_percent"] == 0
+    assert summary["silent_percent"] == summary["worse_than_mixture_percent"] == 100
+    rates = error_rates(scores, scores)
+    assert (rates["rights"], rates["wrongs"], rates["absent"]) == (0, 0, 0)
+
+
+def test_silence_is_no_match_to_calibrate_with(tmp_path, prepared, caplog):
+    modules = build()
+    torch.nn.init.zeros_(next(modules["decoder"].parameters()))
+    export_model(write_run(tmp_path / "run"), modules, tmp_path / "model")
+    calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
+    assert "no estimate is of the enrolled talker" in caplog.text
 
 
 def test_the_command_writes_tables(tmp_path, prepared, capsys, monkeypatch):

@@ -122,6 +122,14 @@ def test_a_degenerate_estimate_has_no_score(odd):
         assert math.isnan(scores[name])
     assert math.isfinite(scores["mixture_si_sdr"])
     assert scores["wrong_speaker"] is False
+    assert scores["silent"] is True
+
+
+def test_an_output_beside_a_silent_target_is_somebody_elses():
+    target, noise = voices()
+    scores = score_item(noise, 0 * target, noise, [noise], RATE)
+    assert math.isnan(scores["si_sdr"])
+    assert (scores["wrong_speaker"], scores["silent"]) == (True, False)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 100, 513, 1500])

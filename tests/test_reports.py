@@ -12,7 +12,7 @@ from speechbrain_peer.evaluation import metrics
 from speechbrain_peer.evaluation.reports import save_examples, write_scores
 
 
-def item(si_sdr, mixture_si_sdr, pesq=2.0, wrong_speaker=False):
+def item(si_sdr, mixture_si_sdr, pesq=2.0, wrong_speaker=False, silent=False):
     return {
         "si_sdr": si_sdr,
         "sdr": si_sdr + 0.5,
@@ -25,6 +25,7 @@ def item(si_sdr, mixture_si_sdr, pesq=2.0, wrong_speaker=False):
         "si_sdri": si_sdr - mixture_si_sdr,
         "sdri": si_sdr - mixture_si_sdr + 0.25,
         "wrong_speaker": wrong_speaker,
+        "silent": silent,
     }
 
 
@@ -32,7 +33,7 @@ SCORES = {
     "a": item(10.0, 1.0),
     "b": item(6.0, -1.0, pesq=math.nan),
     "c": item(-8.0, 2.0, wrong_speaker=True),
-    "d": item(math.nan, 2.0),
+    "d": item(math.nan, 2.0, silent=True),
 }
 
 
@@ -58,7 +59,9 @@ def test_means_skip_items_without_a_value_and_count_them(folder):
     assert report["items_without_value"]["pesq"] == 1
     assert report["items_without_value"]["mixture_si_sdr"] == 0
     assert report["wrong_speaker_percent"] == 25
-    assert report["worse_than_mixture_percent"] == 25
+    assert report["silent_percent"] == 25
+    # The wrong speaker, and silence.
+    assert report["worse_than_mixture_percent"] == 50
     assert report["corpus"] == "Vier Stücke."
     assert report["run"] == {"parameters": 7}
 
@@ -67,8 +70,9 @@ def test_table_shows_mixture_and_estimate(folder, monkeypatch):
     monkeypatch.setattr(metrics, "pesq", object())
     text = write_scores(folder, SCORES, 8000, "Four pieces.", {"parameters": 7})
     assert (folder / "metrics.md").read_text(encoding="utf-8") == text
-    assert "| mixture | 1.00 | - | 1.25 | 1.50 | 0.700 | - |" in text
-    assert "| estimate | 2.67 | 2.00 | 3.17 | 2.00 | 0.800 | 25.0 |" in text
+    assert "| mixture | 1.00 | - | 1.25 | 1.50 | 0.700 | - | - |" in text
+    assert "| estimate | 2.67 | 2.00 | 3.17 | 2.00 | 0.800 | 25.0 | 25.0 |" in text
+    assert "Silent outputs are neither right nor the wrong speaker" in text
     assert "Four pieces." in text
     assert "parameters: 7" in text
     assert "si_sdr 1" in text
@@ -83,7 +87,7 @@ def test_missing_pesq_is_a_dash_with_its_reason(folder, monkeypatch):
     estimate = next(line for line in text.splitlines() if "| estimate" in line)
     assert estimate.split(" | ")[4] == "-"
     assert text.count("compiler") == 1
-    assert "without a value" not in text
+    assert "without a value" not in text and "Silent outputs" not in text
     assert read(folder / "metrics.json")["means"]["pesq"] is None
 
 

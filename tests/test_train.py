@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
+from recipes.LibriMix.comparison.runs import find_runs
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.utils.audio import read_audio
 from speechbrain_peer.utils.files import DataError
@@ -143,6 +144,8 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         assert (folder / name).stat().st_size > 0, name
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["items"] == 12
+    # Not Libri2Mix.
+    assert metrics["corpus"].startswith("test (12 mixtures of 2 speakers, 4 speakers")
     assert metrics["run"]["exchange"] == "better"
     assert "| estimate |" in capfd.readouterr().out
     curves = read_curves(brain)
@@ -173,7 +176,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
 @pytest.mark.parametrize(
     ("row", "overrides"),
     [
-        ("td_speakerbeam", {}),
+        ("td_speakerbeam", {"mode": "max"}),
         ("td_speakerbeam_pl", {"exchange": "none", "peers": "drawn"}),
         ("td_speakerbeam_pl", {"exchange": "itself", "peers": "off"}),
         ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),
@@ -245,6 +248,15 @@ def test_test_only_scores_a_finished_run_again(run):
     (folder / "test_scores.csv").unlink()
     run("td_speakerbeam_pl", "--test_only", n_epochs=1)
     assert (folder / "test_scores.csv").read_bytes() == first
+
+
+def test_a_debug_run_says_so_and_stays_out_of_the_comparison(run):
+    brain = run("td_speakerbeam_pl", "--debug", corpus="Tones.")
+    folder = Path(brain.hparams.output_folder)
+    text = (folder / "metrics.md").read_text(encoding="utf-8")
+    assert "A few batches (--debug) of Tones." in text
+    with pytest.raises(DataError, match="--debug do not count"):
+        find_runs([folder])
 
 
 def test_test_only_needs_a_trained_run(run):

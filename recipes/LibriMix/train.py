@@ -156,7 +156,11 @@ class PeerBrain(sb.Brain):
             "optimizer_steps": self.optimizer_step,
             "parameters": sum(p.numel() for p in self.modules.parameters()),
         }
-        print(write_scores(folder, scores, rate, self.hparams.corpus, run))
+        corpus = self.hparams.corpus
+        if self.debug:
+            run["debug"] = True
+            corpus = f"A few batches (--debug) of {corpus}"
+        print(write_scores(folder, scores, rate, corpus, run))
         save_examples(f"{folder}/examples", self.examples, rate)
         print(f"Figures: {folder}/curves.png, {folder}/examples/examples.png")
 
@@ -217,6 +221,7 @@ def main(arguments):
     modules = hparams["peer_learning"].stages(hparams["modules"])
     hparams["checkpointer"].add_recoverables(modules)
     prepared = run_on_main(hparams["prepare"])
+    hparams["corpus"] = hparams["corpus"] or prepared.corpus
     train, valid, test = make_datasets(hparams, prepared)
     if hparams["use_tensorboard"] and if_main_process():
         folder = f"{hparams['output_folder']}/tensorboard"

@@ -8,7 +8,7 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_peer.data.dynamic_mixing import DrawnItems
-from speechbrain_peer.data.manifests import read_manifest
+from speechbrain_peer.data.manifests import read_listed_peers, read_manifest
 from speechbrain_peer.data.training_items import TrainingItems
 from speechbrain_peer.utils.audio import read_audio
 from speechbrain_peer.utils.files import DataError
@@ -76,7 +76,9 @@ def training_set(
             raise DataError("drawn mixtures have no listed peers: give --peers drawn")
         items = DrawnItems(*common, speeds)
     else:
-        listed = read_manifest(listed_peers, data_root) if peers == "listed" else None
+        listed = None
+        if peers == "listed":
+            listed = read_listed_peers(listed_peers, data_root)
         items = TrainingItems(*common, listed)
     of_single = ["mixture_sig", "target_sig", "enrollment_sig", "speaker"]
     of_pair = [*of_single, "coin", "peer_sig"]
@@ -106,8 +108,9 @@ def evaluation_set(manifest, data_root, sample_rate):
     """
     dataset = DynamicItemDataset(read_manifest(manifest, data_root))
 
-    def read(path):
-        return torch.from_numpy(read_audio(path, sample_rate=sample_rate))
+    def read(path, length=-1):
+        samples = read_audio(path, frames=length, sample_rate=sample_rate)
+        return torch.from_numpy(samples)
 
     def read_source(source):
         return read(source["path"])
@@ -117,7 +120,9 @@ def evaluation_set(manifest, data_root, sample_rate):
 
     dataset.add_dynamic_item(read, takes="mixture", provides="mixture_sig")
     dataset.add_dynamic_item(read_source, takes="target", provides="target_sig")
-    dataset.add_dynamic_item(read, takes="enrollment", provides="enrollment_sig")
+    dataset.add_dynamic_item(
+        read, takes=["enrollment", "enrollment_length"], provides="enrollment_sig"
+    )
     dataset.add_dynamic_item(
         read_sources, takes="interferers", provides="interferer_sigs"
     )

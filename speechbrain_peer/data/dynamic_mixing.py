@@ -89,5 +89,7 @@ class DrawnItems(TrainingItems):
         """A chunk from a random place, after the change of speed."""
         frames = math.ceil(self.chunk_samples * speed / 100)
         start = int(rng.integers(max(0, source["length"] - frames) + 1))
+        # What follows the speech is padding.
+        frames = min(frames, source["length"] - start)
         samples = read_audio(source["path"], start, frames, self.sample_rate)
         return torch.from_numpy(change_speed(samples, speed)[: self.chunk_samples])

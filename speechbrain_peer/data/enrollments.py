@@ -2,14 +2,15 @@
 
 A map is a text file in the format of the public lists for Libri2Mix, one line
 `mixture_ID target_utterance_ID s<k>/<mixture_ID>` for each target. The last field is
-a file of the same subset: <subset folder>/s<k>/<mixture_ID>.wav.
+a file of the same subset: <subset folder>/s<k>/<mixture_ID>.wav. Where names hold
+spaces, tabs stand between the fields.
 """
 
-import os
 import re
 from pathlib import Path
 
-from speechbrain_peer.data.layout import SUBSETS, speaker_id
+from speechbrain_peer.data.checks import check_file, refuse_rows
+from speechbrain_peer.data.layout import SUBSETS, speaker_id, utterance_ids
 from speechbrain_peer.data.manifests import DATA_ROOT
 from speechbrain_peer.data.peers import SourcePool, item_rng
 from speechbrain_peer.utils.files import DataError, whole_file
@@ -66,29 +67,32 @@ def read_enrollment_map(path):
     >>> read_enrollment_map(path)
     {('1-0-0_2-0-0', '1-0-0'): 's2/3-0-0_1-0-1'}
     """
-    enrollments = {}
+    enrollments, problems = {}, []
+    cure = "correct the path, or leave enrollment_maps out to draw maps"
+    check_file(path, cure)
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: cannot be read as an enrollment map ({error}); correct the path, "
-            "or leave enrollment_maps out to draw maps"
+            f"{path}: cannot be read as an enrollment map ({error}); {cure}"
         ) from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        match = re.fullmatch(r"(\S+)\s+(\S+)\s+(s[1-9]\d*/\S+)\s*", line)
-        if match is None:
-            raise DataError(
-                f"{path}, line {number}: is not 'mixture_ID target_utterance_ID "
-                f"s<k>/<mixture_ID>' but {line!r}; correct the line"
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) != 3 or not re.fullmatch(r"s[1-9]\d*/[^/\\]+", fields[2]):
+            problems.append(
+                f"line {number}: is not 'mixture_ID target_utterance_ID "
+                f"s<k>/<mixture_ID>' but {line!r}"
             )
-        mixture_id, utterance, enrollment = match.groups()
+            continue
+        mixture_id, utterance, enrollment = fields
         if enrollments.setdefault((mixture_id, utterance), enrollment) != enrollment:
-            raise DataError(
-                f"{path}, line {number}: is the second enrollment of {utterance} in "
-                f"{mixture_id}; remove one of the two lines"
+            problems.append(
+                f"line {number}: is the second enrollment of {utterance} in "
+                f"{mixture_id}"
             )
+    refuse_rows(path, problems, "correct or remove what is wrong")
     return enrollments
 
 
@@ -120,50 +124,66 @@ def draw_enrollment_map(rows, seed):
 
 def write_enrollment_map(path, enrollments):
     """Writes an enrollment map, sorted, whole or not at all."""
-    lines = [f"{' '.join(key)} {file}\n" for key, file in sorted(enrollments.items())]
+    rows = [(*key, file) for key, file in sorted(enrollments.items())]
+    spaces = any(" " in field for fields in rows for field in fields)
+    # As in the public lists, unless that could not be read again.
+    separator = "\t" if spaces else " "
+    lines = [f"{separator.join(fields)}\n" for fields in rows]
     with whole_file(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def add_enrollments(rows, map_path, data_root, subset_folder):
-    """Writes the enrollment's path into every row, after checking it.
+def add_enrollments(rows, map_path, subset_folder):
+    """Writes the enrollment into every row, after checking it.
 
     Arguments
     ---------
     rows : dict
-        The manifest of a dev or test subset; each row gets the field `enrollment`.
+        The manifest of a dev or test subset; each row gets `enrollment`, the path, and
+        `enrollment_length`, the samples of its speech.
     map_path : str or Path
         The enrollment map.
-    data_root : str or Path
-        The LibriMix folder.
     subset_folder : str
-        Where the subset lies in it; see `layout.subset_path`.
+        Where the subset lies in the LibriMix folder; see `layout.subset_path`.
+
+    Raises
+    ------
+    DataError
+        If the map cannot be used for these rows.
     """
     enrollments = read_enrollment_map(map_path)
+    sources = {source["path"]: source for source in SourcePool(rows).sources}
+    problems = []
     for row in rows.values():
         mixture_id, target = row["mixture_id"], row["target"]
         problem = None
         file = enrollments.get((mixture_id, target["utterance"]))
+        source = sources.get(f"{DATA_ROOT}/{subset_folder}/{file}.wav")
         if file is None:
             problem = "has no line"
         elif _utterance_of(file) == target["utterance"]:
             problem = f"lists the target's own utterance ({file})"
         elif speaker_id(_utterance_of(file)) != target["speaker"]:
             problem = f"lists another speaker than the target's ({file})"
-        elif not os.path.isfile(Path(data_root, subset_folder, f"{file}.wav")):
+        elif source is None:
             problem = f"lists a file that does not exist ({subset_folder}/{file}.wav)"
+        else:
+            row["enrollment"] = source["path"]
+            row["enrollment_length"] = source["length"]
         if problem:
-            raise DataError(
-                f"{map_path}: {problem} for mixture {mixture_id} and target "
-                f"{target['utterance']}; correct the map, or leave enrollment_maps out "
-                "to draw one"
+            problems.append(
+                f"mixture {mixture_id}, target {target['utterance']}: {problem}"
             )
-        row["enrollment"] = f"{DATA_ROOT}/{subset_folder}/{file}.wav"
+    refuse_rows(
+        map_path,
+        problems,
+        "correct the map, or leave enrollment_maps out to draw one",
+    )
 
 
 def _utterance_of(file):
     """The utterance in a source's file, given as s<k>/<mixture_ID>; "" if none."""
     folder, mixture_id = file.split("/", maxsplit=1)
-    utterances = mixture_id.split("_")
+    utterances = utterance_ids(mixture_id)
     k = int(folder[1:])
     return utterances[k - 1] if k <= len(utterances) else ""

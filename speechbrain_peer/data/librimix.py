@@ -23,7 +23,14 @@ import numpy as np
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from speechbrain_peer.data.layout import SUBSETS, utterance_ids, wav_names
+from speechbrain_peer.data.checks import (
+    check_file,
+    gain_problem,
+    name_problem,
+    path_problem,
+    refuse_rows,
+)
+from speechbrain_peer.data.layout import SUBSETS, wav_names
 from speechbrain_peer.utils.audio import read_audio, write_audio
 from speechbrain_peer.utils.files import DataError, whole_file
 
@@ -78,24 +85,35 @@ def read_metadata(csv_path):
     -------
     rows : list of MetadataRow
         In the order of the file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or rows cannot be used; names the lines.
     """
+    cure = "get it from https://github.com/JorisCos/LibriMix"
+    check_file(csv_path, cure)
     try:
         with open(csv_path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             n_sources = _count_sources(csv_path, table.fieldnames or [])
-            rows = [
-                _metadata_row(cells, n_sources, f"{csv_path}, line {table.line_num}")
-                for cells in table
-            ]
+            lines = [(table.line_num, cells) for cells in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{csv_path}: cannot be read as LibriMix metadata ({error}); get it from "
-            "https://github.com/JorisCos/LibriMix"
+            f"{csv_path}: cannot be read as LibriMix metadata ({error}); {cure}"
         ) from error
-    _check_no_duplicates(rows)
-    if not rows:
+    if not lines:
         raise DataError(f"{csv_path}: has no rows; get the file again")
-    return rows
+    _check_lines(csv_path, lines, n_sources)
+    return [
+        MetadataRow(
+            mixture_id=cells["mixture_ID"],
+            paths=[cells[f"source_{k}_path"] for k in range(1, n_sources + 1)],
+            gains=[float(cells[f"source_{k}_gain"]) for k in range(1, n_sources + 1)],
+            origin=f"{csv_path}, line {number}",
+        )
+        for number, cells in lines
+    ]
 
 
 def check_sources(rows, librispeech_folder):
@@ -312,30 +330,28 @@ def _count_sources(csv_path, columns):
     return n_sources
 
 
-def _metadata_row(cells, n_sources, origin):
-    """Checks and converts one line of a metadata file."""
-    numbers = range(1, n_sources + 1)
-    try:
-        gains = [float(cells[f"source_{k}_gain"]) for k in numbers]
-    except (TypeError, ValueError):
-        gains = [math.nan]
-    if not np.isfinite(gains).all():
-        raise DataError(f"{origin}: a gain is not a number; correct it")
-    try:
-        utterance_ids(cells["mixture_ID"], n_sources)
-    except DataError as error:
-        raise DataError(f"{origin}: {error}") from None
-    paths = [cells[f"source_{k}_path"] for k in numbers]
-    return MetadataRow(cells["mixture_ID"], paths, gains, origin)
+def _check_lines(csv_path, lines, n_sources):
+    """Raises DataError with all lines of a metadata file that cannot be used."""
+    problems, first = [], {}
+    for number, cells in lines:
+        problem = _line_problem(cells, n_sources)
+        # Two would be written to the same files.
+        earlier = first.setdefault(cells["mixture_ID"], number)
+        if problem is None and earlier != number:
+            problem = f"mixture {cells['mixture_ID']} is listed before (line {earlier})"
+        if problem:
+            problems.append(f"line {number}: {problem}")
+    refuse_rows(csv_path, problems, "correct or remove what is wrong")
 
 
-def _check_no_duplicates(rows):
-    """Raises DataError if two rows would be written to the same files."""
-    first = {}
-    for row in rows:
-        earlier = first.setdefault(row.mixture_id, row)
-        if earlier is not row:
-            raise DataError(
-                f"{row.origin}: mixture {row.mixture_id} is listed before "
-                f"({earlier.origin}); remove one of the two lines"
-            )
+def _line_problem(cells, n_sources):
+    if None in cells or None in cells.values():
+        return "has more or fewer cells than the file has columns"
+    problem = name_problem(cells["mixture_ID"], n_sources)
+    for k in range(1, n_sources + 1):
+        problem = (
+            problem
+            or path_problem(cells[f"source_{k}_path"])
+            or gain_problem(cells[f"source_{k}_gain"])
+        )
+    return problem

@@ -3,22 +3,80 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 from speechbrain.dataio.dataio import load_data_json
 
-from speechbrain_peer.data.layout import speaker_id, utterance_ids
-from speechbrain_peer.utils.audio import AudioError, audio_length
+from speechbrain_peer.data.checks import check_file, name_problem, refuse_rows
+from speechbrain_peer.data.layout import speaker_id, utterance_ids, wav_names
+from speechbrain_peer.utils.audio import AudioError, audio_length, read_audio
 from speechbrain_peer.utils.files import DataError, whole_file
 
 # Stands for the data's folder in every path, so that a manifest can move with the data.
 DATA_ROOT = "{data_root}"
 # Beside manifests: what it stands for.
 DATA_ROOT_FILE = "data_root.txt"
+# What a row and each of its sources must hold.
+ROW = {
+    "mixture_id": str,
+    "duration": (int, float),
+    "length": int,
+    "mixture": str,
+    "target": dict,
+    "interferers": list,
+}
+SOURCE = {"path": str, "speaker": str, "utterance": str, "length": int}
+
+
+def scan_subset(folder):
+    """Lists the mixtures of a subset's folder that the LibriMix scripts have made.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Such as Libri2Mix/wav8k/min/dev.
+
+    Returns
+    -------
+    mixture_ids : list of str
+        Sorted.
+    n_sources : int
+        How many folders s1, s2 ... there are.
+
+    Raises
+    ------
+    DataError
+        If there are no mixtures or sources, or some have names that cannot be used.
+    """
+    folder = Path(folder)
+    mixture_ids = sorted(wav_names(folder / "mix_clean"))
+    if not mixture_ids:
+        raise DataError(
+            f"{folder / 'mix_clean'}: no mixtures there; data_folder has to be the "
+            "folder that holds wav8k (or wav16k), generated with '--types mix_clean' "
+            "among the types and with this rate, mode and subset"
+        )
+    n_sources = next(k for k in count() if not (folder / f"s{k + 1}").is_dir())
+    if n_sources < 2:
+        raise DataError(
+            f"{folder / f's{n_sources + 1}'}: no such folder; generate the subset again"
+        )
+    problems = [name_problem(name, n_sources) for name in mixture_ids]
+    cure = f"rename the files, or remove s{n_sources} if it holds none of the sources"
+    refuse_rows(folder, list(filter(None, problems)), cure)
+    return mixture_ids, n_sources
 
 
 def build_manifest(
-    data_root, subset_folder, mixture_ids, n_sources, sample_rate, targets="first"
+    data_root,
+    subset_folder,
+    mixture_ids,
+    n_sources,
+    sample_rate,
+    targets="first",
+    mode="min",
 ):
     """Describes every mixture of a subset, after checking its files.
 
@@ -36,28 +94,31 @@ def build_manifest(
         The rate that every file must have, in Hz.
     targets : str
         "first": the target is s1; "both": every source is the target of a row.
+    mode : str
+        "max": sources are padded with zeros, and where these begin is looked for.
 
     Returns
     -------
     rows : dict
         {"<mixture_ID>_s<k>": row}, sorted, with paths that start with "{data_root}".
         A row has `mixture_id`, `length` (samples), `duration` (s), `mixture` (path),
-        `target` and `interferers`, these as {path, speaker, utterance, length}.
+        `target` and `interferers`, these as {path, speaker, utterance, length}. The
+        `length` of a source is that of its speech; the file may go on with zeros.
     """
     mixture_ids = sorted(mixture_ids)
 
     def measure(mixture_id):
-        return _checked_length(
-            Path(data_root, subset_folder), mixture_id, n_sources, sample_rate
+        return _measure(
+            Path(data_root, subset_folder), mixture_id, n_sources, sample_rate, mode
         )
 
-    # Threads, because the headers may lie on a slow network drive.
+    # Threads, because the files may lie on a slow network drive.
     with ThreadPoolExecutor(16) as pool:
-        lengths = pool.map(measure, mixture_ids)
+        measured = pool.map(measure, mixture_ids)
         rows = {}
-        for mixture_id, length in zip(mixture_ids, lengths, strict=True):
+        for mixture_id, (length, *speech) in zip(mixture_ids, measured, strict=True):
             mixture = f"{DATA_ROOT}/{subset_folder}/mix_clean/{mixture_id}.wav"
-            sources = _describe_sources(subset_folder, mixture_id, n_sources, length)
+            sources = _describe_sources(subset_folder, mixture_id, speech)
             for k in range(n_sources if targets == "both" else 1):
                 rows[f"{mixture_id}_s{k + 1}"] = {
                     "mixture_id": mixture_id,
@@ -77,7 +138,7 @@ def write_manifest(path, rows):
 
 
 def read_manifest(path, data_root=None):
-    """Reads a manifest (or listed peers).
+    """Reads a manifest.
 
     Arguments
     ---------
@@ -89,16 +150,34 @@ def read_manifest(path, data_root=None):
     Returns
     -------
     rows : dict
-        {ID: row}, in the order of the file.
+        {ID: row}, in the order of the file; see `build_manifest`.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or rows lack something.
 
     Example
     -------
     >>> path = getfixture("tmp_path") / "dev.json"
-    >>> write_manifest(path, {"a_b_s1": {"mixture": "{data_root}/mix_clean/a_b.wav"}})
-    >>> read_manifest(path, data_root="/data/Libri2Mix")
-    {'a_b_s1': {'mixture': '/data/Libri2Mix/mix_clean/a_b.wav'}}
+    >>> folder = "{data_root}/wav8k/min/dev"
+    >>> sources = [
+    ...     {
+    ...         "path": f"{folder}/s{k}/a_b.wav",
+    ...         "speaker": x,
+    ...         "utterance": x,
+    ...         "length": 9,
+    ...     }
+    ...     for k, x in enumerate("ab", start=1)
+    ... ]
+    >>> row = {"mixture_id": "a_b", "mixture": f"{folder}/mix_clean/a_b.wav"}
+    >>> row |= {"length": 8000, "duration": 1.0}
+    >>> row |= {"target": sources[0], "interferers": sources[1:]}
+    >>> write_manifest(path, {"a_b_s1": row})
+    >>> read_manifest(path, data_root="/data/Libri2Mix")["a_b_s1"]["mixture"]
+    '/data/Libri2Mix/wav8k/min/dev/mix_clean/a_b.wav'
     """
-    return load_data_json(path, {"data_root": data_root or DATA_ROOT})
+    return _read(path, data_root, _row_problem)
 
 
 def write_data_root(folder, data_root):
@@ -163,8 +242,60 @@ def find_data_root(manifest):
     return str(data_root)
 
 
-def _describe_sources(subset_folder, mixture_id, n_sources, length):
+def read_listed_peers(path, data_root=None):
+    """Reads the interferers of listed peers, {ID: list of sources}.
+
+    Arguments are those of `read_manifest`, and so is the error.
+    """
+    return _read(path, data_root, _sources_problem)
+
+
+def _read(path, data_root, problem_of):
+    check_file(path, "prepare the data, or correct the path")
+    try:
+        rows = load_data_json(path, {"data_root": data_root or DATA_ROOT})
+    # Those of the braces in a text that stand for something unknown come last.
+    except (OSError, ValueError, RecursionError, LookupError, AttributeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a manifest ({error!r}); prepare the data again"
+        ) from error
+    if not isinstance(rows, dict):
+        raise DataError(f"{path}: is not a manifest; prepare the data again")
+    problems = [
+        f"row {item_id!r}: {problem}"
+        for item_id, row in rows.items()
+        if (problem := problem_of(row))
+    ]
+    refuse_rows(path, problems, "prepare the data again")
+    return rows
+
+
+def _row_problem(row):
+    problem = _lack(row, ROW)
+    return problem or _sources_problem([row["target"], *row["interferers"]])
+
+
+def _sources_problem(sources):
+    if not isinstance(sources, list):
+        return "is no list of sources"
+    return next(filter(None, (_lack(source, SOURCE) for source in sources)), None)
+
+
+def _lack(mapping, fields):
+    """What a row or source lacks, or None."""
+    if not isinstance(mapping, dict):
+        return "is not a mapping"
+    for name, kind in fields.items():
+        if not isinstance(mapping.get(name), kind):
+            return f"has no {name}"
+    if mapping["length"] < 1:
+        return f"has a length of {mapping['length']}"
+    return None
+
+
+def _describe_sources(subset_folder, mixture_id, lengths):
     """The sources of a mixture, in order."""
+    utterances = zip(utterance_ids(mixture_id), lengths, strict=True)
     return [
         {
             "path": f"{DATA_ROOT}/{subset_folder}/s{k}/{mixture_id}.wav",
@@ -172,14 +303,15 @@ def _describe_sources(subset_folder, mixture_id, n_sources, length):
             "utterance": utterance,
             "length": length,
         }
-        for k, utterance in enumerate(utterance_ids(mixture_id, n_sources), start=1)
+        for k, (utterance, length) in enumerate(utterances, start=1)
     ]
 
 
-def _checked_length(folder, mixture_id, n_sources, sample_rate):
-    """The length of a mixture in samples, which its sources must share."""
+def _measure(folder, mixture_id, n_sources, sample_rate, mode):
+    """Samples of a mixture, whose sources must have as many, and of their speech."""
     mixture = folder / "mix_clean" / f"{mixture_id}.wav"
     length = audio_length(mixture, sample_rate)
+    measured = [length]
     for k in range(1, n_sources + 1):
         source = folder / f"s{k}" / mixture.name
         source_length = audio_length(source, sample_rate)
@@ -188,4 +320,18 @@ def _checked_length(folder, mixture_id, n_sources, sample_rate):
                 f"{source}: has {source_length} samples, its mixture {mixture} has "
                 f"{length}; delete both and make them again"
             )
-    return length
+        padded = mode == "max"
+        measured.append(
+            _speech_length(source, length, sample_rate) if padded else length
+        )
+    return measured
+
+
+def _speech_length(path, length, sample_rate):
+    """Samples of a file up to the zeros at its end, which is read first."""
+    for end in range(length, 0, -sample_rate):
+        start = max(0, end - sample_rate)
+        (speech,) = np.nonzero(read_audio(path, start, end - start, sample_rate))
+        if len(speech):
+            return start + int(speech[-1]) + 1
+    raise AudioError(f"{path}: is silent; remove its mixture {path.stem}")

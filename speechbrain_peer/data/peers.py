@@ -219,7 +219,7 @@ def draw_listed_peers(rows, seed, peer_interferer="any"):
     Returns
     -------
     peers : dict
-        {ID: list of sources}, which `write_manifest` and `read_manifest` store.
+        {ID: list of sources}, which `write_manifest` stores.
     """
     pool = SourcePool(rows)
     return {

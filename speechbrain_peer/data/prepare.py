@@ -7,6 +7,7 @@ from typing import NamedTuple
 from filelock import FileLock
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_peer.data.corpora import describe_data
 from speechbrain_peer.data.enrollments import (
     add_enrollments,
     draw_enrollment_map,
@@ -14,7 +15,7 @@ from speechbrain_peer.data.enrollments import (
     read_enrollment_map,
     write_enrollment_map,
 )
-from speechbrain_peer.data.layout import CHOICES, scan_subset, subset_path
+from speechbrain_peer.data.layout import CHOICES, subset_path
 from speechbrain_peer.data.librimix import (
     check_rendered,
     check_sources,
@@ -24,10 +25,11 @@ from speechbrain_peer.data.librimix import (
 )
 from speechbrain_peer.data.manifests import (
     build_manifest,
+    scan_subset,
     write_data_root,
     write_manifest,
 )
-from speechbrain_peer.data.peers import check_pool, draw_listed_peers
+from speechbrain_peer.data.peers import SourcePool, check_pool, draw_listed_peers
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
@@ -44,11 +46,14 @@ class Prepared(NamedTuple):
         {subset: path}.
     peers : str or None
         The listed peers of the training subsets, with `peers: listed`.
+    corpus : str or None
+        One sentence on the test set and the training subset, for tables.
     """
 
     data_root: str
     manifests: dict
     peers: str | None
+    corpus: str | None
 
 
 def prepare_librimix(
@@ -93,7 +98,8 @@ def prepare_librimix(
     sample_rate : int
         8000 or 16000 Hz.
     mode : str
-        "min": mixtures as long as their shortest source; "max": as their longest.
+        "min": mixtures as long as their shortest source; "max": as their longest, and
+        training segments are cut where the target talks.
     targets : str
         "first": the first speaker of each mixture is the target; "both": each is.
     peers : str
@@ -115,7 +121,7 @@ def prepare_librimix(
     Returns
     -------
     prepared : Prepared
-        (data_root, manifests, peers).
+        (data_root, manifests, peers, corpus).
 
     Raises
     ------
@@ -138,10 +144,10 @@ def prepare_librimix(
     manifest_folder = Path(
         output_folder, "manifests", f"wav{sample_rate // 1000}k_{mode}_{targets}"
     )
-    prepared = Prepared(
-        data_root=str(data_folder or output_folder),
-        manifests={name: str(manifest_folder / f"{name}.json") for name in subsets},
-        peers=str(manifest_folder / "train_peers.json") if peers == "listed" else None,
+    data_root = str(data_folder or output_folder)
+    paths = {name: str(manifest_folder / f"{name}.json") for name in subsets}
+    peers_path = (
+        str(manifest_folder / "train_peers.json") if peers == "listed" else None
     )
     manifest_folder.mkdir(parents=True, exist_ok=True)
     # Two trainings that start together must not render the same files.
@@ -161,23 +167,24 @@ def prepare_librimix(
             )
         manifests = {
             name: build_manifest(
-                prepared.data_root, folder, *mixtures[name], sample_rate, targets
+                data_root, folder, *mixtures[name], sample_rate, targets, mode
             )
             for name, folder in folders.items()
         }
-        write_data_root(manifest_folder, prepared.data_root)
+        write_data_root(manifest_folder, data_root)
         for name, rows in manifests.items():
             if _is_training(name):
                 check_pool(rows, peers, peer_interferer)
             else:
                 drawn_map = manifest_folder / f"{name}_enrollment_map.txt"
                 map_path = maps[name] or _save_drawn_map(drawn_map, rows, seed)
-                add_enrollments(rows, map_path, prepared.data_root, folders[name])
-            write_manifest(prepared.manifests[name], rows)
-            _log_summary(name, rows, chunk_seconds)
-        if prepared.peers:
-            _write_listed_peers(prepared.peers, manifests, seed, peer_interferer)
-    return prepared
+                add_enrollments(rows, map_path, folders[name])
+            write_manifest(paths[name], rows)
+            _log_summary(name, rows, round(chunk_seconds * sample_rate), sample_rate)
+        if peers_path:
+            _write_listed_peers(peers_path, manifests, seed, peer_interferer)
+    corpus = describe_data(manifests, sample_rate, mode, targets)
+    return Prepared(data_root, paths, peers_path, corpus)
 
 
 def _is_training(subset):
@@ -269,19 +276,17 @@ def _write_listed_peers(path, manifests, seed, peer_interferer):
     write_manifest(path, listed)
 
 
-def _log_summary(subset, rows, chunk_seconds):
+def _log_summary(subset, rows, chunk_samples, sample_rate):
     """Logs what a subset holds."""
-    durations = {row["mixture_id"]: row["duration"] for row in rows.values()}
-    speakers = {
-        source["speaker"]
-        for row in rows.values()
-        for source in (row["target"], *row["interferers"])
-    }
-    n_sources = 1 + len(next(iter(rows.values()))["interferers"])
-    short = sum(duration < chunk_seconds for duration in durations.values())
+    lengths = {row["mixture_id"]: row["length"] for row in rows.values()}
+    sources = SourcePool(rows).sources
+    speakers = {source["speaker"] for source in sources}
+    short = sum(length < chunk_samples for length in lengths.values())
+    short_sources = sum(source["length"] < chunk_samples for source in sources)
     logger.info(
-        f"{subset}: {len(durations)} mixtures, {len(rows)} targets, {len(speakers)} "
-        f"speakers, {sum(durations.values()) / 3600:.2f} hours; {short} mixtures and "
-        f"their {short * n_sources} sources are shorter than {chunk_seconds} s (padded "
-        "with zeros, they carry their true relative length)"
+        f"{subset}: {len(lengths)} mixtures, {len(rows)} targets, {len(speakers)} "
+        f"speakers, {sum(lengths.values()) / sample_rate / 3600:.2f} hours; {short} "
+        f"mixtures and {short_sources} sources are shorter than "
+        f"{chunk_samples / sample_rate} s (padded with zeros, they carry their true "
+        "relative length)"
     )

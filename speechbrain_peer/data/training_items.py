@@ -71,12 +71,13 @@ class TrainingItems:
         """
         row = self.rows[item_id]
         rng = item_rng(self.seed, int(self.epoch), item_id)
-        start = self._draw_start(row, rng)
-        yield self._read(row["mixture"], start)
-        target = self._read(row["target"]["path"], start)
+        # Where the target talks, which in LibriMix's mode max is not everywhere.
+        start = self._draw_start(row["target"], rng)
+        yield self._read(row["mixture"], start, self.chunk_samples)
+        target = self._read(row["target"]["path"], start, self.chunk_samples)
         yield target
         enrollment = self.pool.draw_enrollment(row, rng)
-        yield self._read(enrollment["path"], self._draw_start(enrollment, rng))
+        yield self._read_speech(enrollment, self._draw_start(enrollment, rng))
         yield self.speaker_indices[row["target"]["speaker"]]
         yield int(rng.integers(2))
         yield self._mix_peer(item_id, target, start, rng)
@@ -98,13 +99,17 @@ class TrainingItems:
             ends = [interferer["length"] - len(target) for interferer in interferers]
             starts = [min(start, max(0, end)) for end in ends]
         for interferer, first in zip(interferers, starts, strict=True):
-            speech = self._read(interferer["path"], first)[: len(mixture)]
+            speech = self._read_speech(interferer, first)[: len(mixture)]
             mixture[: len(speech)] += speech
         return mixture
 
     def _draw_start(self, source, rng):
         return int(rng.integers(max(0, source["length"] - self.chunk_samples) + 1))
 
-    def _read(self, path, start):
-        samples = read_audio(path, start, self.chunk_samples, self.sample_rate)
-        return torch.from_numpy(samples)
+    def _read_speech(self, source, start):
+        """A chunk of a source, without the padding after its speech."""
+        length = min(self.chunk_samples, source["length"] - start)
+        return self._read(source["path"], start, length)
+
+    def _read(self, path, start, length):
+        return torch.from_numpy(read_audio(path, start, length, self.sample_rate))

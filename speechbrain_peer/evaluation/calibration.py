@@ -7,7 +7,11 @@ from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_peer.evaluation.trial_scores import extract_trial, score_estimate
+from speechbrain_peer.evaluation.trial_scores import (
+    extract_trial,
+    is_right,
+    score_estimate,
+)
 from speechbrain_peer.evaluation.trials import (
     TooFewSpeakers,
     absent_target,
@@ -31,9 +35,9 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     """Adds a match score to an exported model.
 
     Every mixture is tried with the enrollment of its target, and with that of a
-    speaker who is not in it. An estimate matches if its target is there and no
-    interferer is closer to it. Where there are too few speakers, or all estimates
-    match or none does, the model is left as it is, with a line in the log.
+    speaker who is not in it. An estimate matches if its target is there, it is not
+    silent and no interferer is closer to it. Where there are too few speakers, or all
+    estimates match or none does, the model is left as it is, with a line in the log.
 
     Arguments
     ---------
@@ -74,7 +78,7 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
             for trial in kind:
                 embedded, estimate = listen(model, trial)
                 embeddings.append(embedded)
-                right = not score_estimate(estimate, trial)["wrong_speaker"]
+                right = is_right(score_estimate(estimate, trial))
                 matches.append(float(present and right))
                 progress.update()
     if len(set(matches)) < 2:

@@ -39,12 +39,13 @@ def conditions(trials):
 
 def summarize(scores):
     """Means over trials, of those that have a value."""
-    worse = [score["si_sdri"] < 0 for score in scores]
+    worse = [score["si_sdri"] < 0 or score["silent"] for score in scores]
     return {
         "items": len(scores),
         "si_sdr": _mean(scores, "si_sdr"),
         "si_sdri": _mean(scores, "si_sdri"),
         "wrong_speaker_percent": 100 * _mean(scores, "wrong_speaker"),
+        "silent_percent": 100 * _mean(scores, "silent"),
         "worse_than_mixture_percent": 100 * mean_or_none(worse),
         "match": _mean(scores, "match"),
     }
@@ -111,13 +112,14 @@ def markdown(result):
     """The tables."""
     lines = [
         "| condition | items | SI-SDR (dB) | SI-SDRi (dB) | wrong speaker (%) "
-        "| worse than mixture (%) | match score |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| silent (%) | worse than mixture (%) | match score |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["conditions"].items():
         lines.append(
             f"| {name} | {row['items']} | {_figure(row['si_sdr'], 2)} "
             f"| {_figure(row['si_sdri'], 2)} | {row['wrong_speaker_percent']:.1f} "
+            f"| {row['silent_percent']:.1f} "
             f"| {row['worse_than_mixture_percent']:.1f} | {_figure(row['match'], 2)} |"
         )
     for name, why in result["left_out"].items():

@@ -2,8 +2,9 @@
 
 Every metric is higher-is-better, and NaN where it has no value for an item
 (a silent output, no speech for PESQ, too short for STOI): one odd item must
-not end a test of thousands. The signals are NumPy arrays and nothing here
-needs torch, so that a scoring process starts fast.
+not end a test of thousands. A silent output is neither right nor the wrong
+speaker: `judge` tells, here and wherever outputs are sorted. The signals are
+NumPy arrays and nothing here needs torch, so that a scoring process starts fast.
 """
 
 import math
@@ -52,8 +53,7 @@ def score_item(estimate, target, mixture, interferers, sample_rate):
     dict
         `si_sdr`, `sdr` (dB), `pesq`, `stoi` of the estimate; the same of the
         mixture, named `mixture_si_sdr` and so on; the improvements `si_sdri`
-        and `sdri` (dB); and `wrong_speaker`: is the estimate closer (by SI-SDR)
-        to an interferer than to the target? False for a silent estimate.
+        and `sdri` (dB); and `wrong_speaker` and `silent`, as `judge` tells.
 
     Raises
     ------
@@ -85,9 +85,46 @@ def score_item(estimate, target, mixture, interferers, sample_rate):
         **{f"mixture_{name}": value for name, value in before.items()},
         "si_sdri": scores["si_sdr"] - before["si_sdr"],
         "sdri": scores["sdr"] - before["sdr"],
-        "wrong_speaker": any(
-            si_sdr(estimate, x) > scores["si_sdr"] for x in interferers
-        ),
+        **judge(estimate, target, interferers),
+    }
+
+
+def judge(estimate, target, interferers):
+    """Tells the wrong speaker and silence; an output that is neither is right.
+
+    An output is of the wrong speaker if its SI-SDR against an interferer is higher
+    than against the target; against a silent target it is lower than any. An output
+    is silent if it holds no signal at all, or one that is not finite; it has no SI-SDR.
+
+    Arguments
+    ---------
+    estimate : np.ndarray
+        (time,)
+    target : np.ndarray
+        (time,)
+    interferers : sequence of np.ndarray
+        Each (time,).
+
+    Returns
+    -------
+    dict
+        `wrong_speaker` and `silent`, of which at most one is True.
+
+    Example
+    -------
+    >>> target, interferer = np.random.default_rng(0).standard_normal((2, 8000))
+    >>> judge(interferer + 0.5 * target, target, [interferer])
+    {'wrong_speaker': True, 'silent': False}
+    >>> judge(0 * target, target, [interferer])
+    {'wrong_speaker': False, 'silent': True}
+    """
+    wanted = si_sdr(estimate, target)
+    others = [si_sdr(estimate, interferer) for interferer in interferers]
+    if math.isnan(wanted):
+        wanted = -math.inf
+    return {
+        "wrong_speaker": any(other > wanted for other in others),
+        "silent": not _has_signal(estimate),
     }
 
 
@@ -104,7 +141,7 @@ def si_sdr(estimate, target):
     Returns
     -------
     float
-        Within 100 dB of zero; NaN if either signal is silent or not finite.
+        Within 100 dB of zero; NaN if either signal is constant or not finite.
 
     Example
     -------

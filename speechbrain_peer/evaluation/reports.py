@@ -22,6 +22,11 @@ _COLUMNS = (
     ("pesq", "PESQ", 2),
     ("stoi", "STOI", 3),
     ("wrong_speaker", "wrong speaker (%)", 1),
+    ("silent", "silent (%)", 1),
+)
+_SILENCE = (
+    "Silent outputs are neither right nor the wrong speaker. They have no SI-SDR, SDR, "
+    "PESQ or STOI and are left out of these means, but count as worse than the mixture."
 )
 
 
@@ -29,7 +34,8 @@ def write_scores(folder, scores, sample_rate, corpus, extra=None):
     """Writes `test_scores.csv`, `metrics.json` and `metrics.md`.
 
     A score that is NaN is an empty cell in the CSV and left out of its mean; the
-    JSON and the Markdown page say how many there are.
+    JSON and the Markdown page say how many there are. A silent output has no scores,
+    and counts as worse than the mixture.
 
     Arguments
     ---------
@@ -114,7 +120,8 @@ def _summarize(scores, corpus, extra):
         name: np.array([item[name] for item in scores.values()], float)
         for name in next(iter(scores.values()))
     }
-    wrong_speaker = columns.pop("wrong_speaker")
+    wrong_speaker, silent = columns.pop("wrong_speaker"), columns.pop("silent")
+    worse = (columns["si_sdri"] < 0) | (silent > 0)
     return {
         "corpus": corpus,
         "items": len(scores),
@@ -123,7 +130,8 @@ def _summarize(scores, corpus, extra):
             name: int(np.isnan(values).sum()) for name, values in columns.items()
         },
         "wrong_speaker_percent": 100 * _mean(wrong_speaker),
-        "worse_than_mixture_percent": 100 * float(np.mean(columns["si_sdri"] < 0)),
+        "silent_percent": 100 * _mean(silent),
+        "worse_than_mixture_percent": 100 * _mean(worse),
         "run": extra,
     }
 
@@ -136,7 +144,8 @@ def _mean(values):
 def _markdown(summary, no_pesq):
     means = summary["means"]
     mixture = {key: means.get(f"mixture_{key}") for key, *_ in _COLUMNS}
-    estimate = {**means, "wrong_speaker": summary["wrong_speaker_percent"]}
+    percents = {key: summary[f"{key}_percent"] for key in ("wrong_speaker", "silent")}
+    estimate = {**means, **percents}
     table = [
         "| | " + " | ".join(heading for _, heading, _ in _COLUMNS) + " |",
         "|---|" + "---:|" * len(_COLUMNS),
@@ -167,6 +176,8 @@ def _remarks(summary, no_pesq):
         "Outputs worse than the mixture (SI-SDRi below 0 dB): "
         f"{summary['worse_than_mixture_percent']:.1f} %",
     ]
+    if summary["silent_percent"]:
+        remarks.append(_SILENCE)
     remarks += [f"{name}: {value}" for name, value in summary["run"].items()]
     if no_pesq:
         remarks.append(f'PESQ is "-": {no_pesq}')

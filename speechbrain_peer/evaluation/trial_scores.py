@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.evaluation.metrics import si_sdr
+from speechbrain_peer.evaluation.metrics import judge, si_sdr
 
 
 def score_trials(model, trials, title):
@@ -24,8 +24,8 @@ def score_trials(model, trials, title):
     Returns
     -------
     list of dict
-        `si_sdr`, `si_sdri` (dB), `wrong_speaker`, and `match`, which is NaN where the
-        model tells no match score.
+        What `score_estimate` tells, and `match`, which is NaN where the model tells no
+        match score.
     """
     scores = []
     for trial in tqdm(trials, desc=title, leave=False):
@@ -66,7 +66,7 @@ def extract_trial(model, trial):
 
 
 def score_estimate(estimate, trial):
-    """SI-SDR, its improvement (dB), and whether an interferer is closer.
+    """SI-SDR and its improvement (dB, NaN for a silent estimate), and whose it is.
 
     Arguments
     ---------
@@ -78,13 +78,29 @@ def score_estimate(estimate, trial):
     Returns
     -------
     dict
+        `si_sdr`, `si_sdri`, `wrong_speaker` and `silent`; see `metrics.judge`.
     """
     ours = si_sdr(estimate, trial.target)
     return {
         "si_sdr": ours,
         "si_sdri": ours - si_sdr(trial.mixture, trial.target),
-        "wrong_speaker": any(si_sdr(estimate, x) > ours for x in trial.interferers),
+        **judge(estimate, trial.target, trial.interferers),
     }
+
+
+def is_right(score):
+    """Whether an estimate is of the enrolled talker: not silent, nor somebody else.
+
+    Arguments
+    ---------
+    score : dict
+        From `score_estimate`, of a trial whose target talks.
+
+    Returns
+    -------
+    bool
+    """
+    return not (score["silent"] or score["wrong_speaker"])
 
 
 def error_rates(present, absent, threshold=0.5):
@@ -106,18 +122,19 @@ def error_rates(present, absent, threshold=0.5):
         estimates of an interferer above it; `absent`, the same of an absent target;
         `equal_error`, where the threshold is chosen so that right estimates and all
         others are as often wrong; `rights` and `wrongs`, how many were extracted. A
-        share of no estimates is None.
+        silent estimate is none of these. A share of no estimates is None.
 
     Example
     -------
-    >>> right, wrong = ({"match": 0.9, "wrong_speaker": w} for w in (False, True))
+    >>> right = {"match": 0.9, "wrong_speaker": False, "silent": False}
+    >>> wrong = right | {"wrong_speaker": True}
     >>> rates = error_rates([right, right, wrong], [{"match": 0.2}])
     >>> rates["missed"], rates["wrong_speaker"], rates["absent"]
     (0.0, 1.0, 0.0)
     >>> error_rates([right], [])["absent"] is None
     True
     """
-    right = np.array([x["match"] for x in present if not x["wrong_speaker"]])
+    right = np.array([x["match"] for x in present if is_right(x)])
     wrong = np.array([x["match"] for x in present if x["wrong_speaker"]])
     absent = np.array([x["match"] for x in absent])
     others = np.concatenate((wrong, absent))

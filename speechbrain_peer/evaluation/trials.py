@@ -63,8 +63,8 @@ def read_trials(manifest, data_root, sample_rate, most=None):
         If it is not the manifest of such a set.
     """
 
-    def read(path):
-        samples, rate = read_audio(path), soundfile.info(path).samplerate
+    def read(path, length=-1):
+        samples, rate = read_audio(path, frames=length), soundfile.info(path).samplerate
         blocks = resample_blocks([samples[:, None]], rate, sample_rate)
         return np.concatenate(list(blocks))[:, 0]
 
@@ -85,7 +85,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
                     read(source["path"]) for source in row["interferers"]
                 ),
                 noise=np.zeros_like(target),
-                enrollment=read(row["enrollment"]),
+                enrollment=read(row["enrollment"], row["enrollment_length"]),
             )
         )
     return trials
@@ -93,7 +93,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
 
 def _check_rows(manifest, rows):
     """Training manifests look alike, but enroll nobody: that is drawn every epoch."""
-    needed = {"target", "interferers", "enrollment"}
+    needed = {"enrollment", "enrollment_length"}
     if not rows or any(not needed.issubset(row) for _, row in rows):
         raise DataError(
             f"{manifest}: has no enrollments; give the manifest of a dev or test set"

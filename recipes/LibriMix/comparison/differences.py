@@ -27,6 +27,8 @@ class Difference(NamedTuple):
     """What it is the effect of."""
     seeds: list[int]
     speakers: int
+    silent: int
+    """Pairs of outputs left out, as one of them is silent and has no score."""
     si_sdri: float
     """Mean over items and seeds, in dB."""
     standard_error: float | None
@@ -74,7 +76,7 @@ def difference_table(rows):
     Returns
     -------
     str
-        Markdown.
+        Markdown; below the table is said what has been left out.
     """
     headings = (
         "system minus control",
@@ -95,7 +97,13 @@ def difference_table(rows):
         )
         for row in rows
     ]
-    return markdown_table(headings, cells)
+    remarks = [
+        f"{row.system} minus {row.control}: pairs of outputs left out, as one of the "
+        f"two is silent and has no score: {row.silent}."
+        for row in rows
+        if row.silent
+    ]
+    return "\n\n".join([markdown_table(headings, cells), *remarks])
 
 
 def _adds_to(run, control):
@@ -108,7 +116,7 @@ def _adds_to(run, control):
 def _compare(system, control, effect):
     """One difference, or none where the runs have nothing in common."""
     ours, theirs = ({run.seed: run for run in s.runs} for s in (system, control))
-    by_speaker, seeds = {}, []
+    by_speaker, seeds, silent = {}, [], 0
     for seed in sorted(ours.keys() & theirs.keys()):
         scores, reference = _read(ours[seed]), _read(theirs[seed])
         if scores is None or reference is None:
@@ -120,9 +128,12 @@ def _compare(system, control, effect):
             )
         seeds.append(seed)
         for item_id, si_sdri in scores.items():
+            if si_sdri is None or reference[item_id] is None:
+                silent += 1
+                continue
             difference = si_sdri - reference[item_id]
             by_speaker.setdefault(_target_speaker(item_id), []).append(difference)
-    if not seeds:
+    if not by_speaker:
         return []
     means = [statistics.fmean(values) for values in by_speaker.values()]
     error = None
@@ -135,6 +146,7 @@ def _compare(system, control, effect):
             effect=effect,
             seeds=seeds,
             speakers=len(means),
+            silent=silent,
             si_sdri=statistics.fmean(
                 x for values in by_speaker.values() for x in values
             ),
@@ -145,17 +157,15 @@ def _compare(system, control, effect):
 
 
 def _read(run):
-    """SI-SDRi by item; None where the run has not kept its scores."""
+    """SI-SDRi by item, None if silent; None where the run has not kept its scores."""
     path = run.folder / SCORES_FILE
     if not path.exists():
         return None
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            # A silent target has no score.
             return {
-                row["ID"]: float(row["si_sdri"])
+                row["ID"]: float(row["si_sdri"]) if row["si_sdri"] else None
                 for row in csv.DictReader(file)
-                if row["si_sdri"]
             }
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read: {error!r}") from error

@@ -42,8 +42,12 @@ class Run:
     """Means over the test items by name; None where there is no value."""
     mixture: dict
     """The same of the mixtures."""
+    silent: int
+    """Outputs without SI-SDR, which are left out of the means."""
     tested_step: int | None
     """Optimizer steps of the checkpoint tested."""
+    debug: bool
+    """Whether only a few batches have been trained and tested."""
 
     @property
     def seed(self):
@@ -67,7 +71,7 @@ class Run:
 
 
 def find_runs(paths):
-    """Reads all finished runs in and below folders.
+    """Reads all finished runs in and below folders, but those with `--debug`.
 
     Arguments
     ---------
@@ -84,13 +88,18 @@ def find_runs(paths):
     DataError
         If there is none below a path, or one cannot be read.
     """
-    folders = {}
+    runs = {}
     for path in map(Path, paths):
-        found = sorted(file.parent for file in path.rglob(METRICS_FILE))
+        folders = sorted(file.parent for file in path.rglob(METRICS_FILE))
+        found = {folder.resolve(): read_run(folder) for folder in folders}
+        found = {folder: run for folder, run in found.items() if not run.debug}
         if not found:
-            raise DataError(f"{path}: no finished run, which has a {METRICS_FILE}")
-        folders |= {folder.resolve(): folder for folder in found}
-    return [read_run(folder) for folder in folders.values()]
+            raise DataError(
+                f"{path}: no finished run, which has a {METRICS_FILE}; runs with "
+                "--debug do not count"
+            )
+        runs |= found
+    return list(runs.values())
 
 
 def read_run(folder):
@@ -127,7 +136,9 @@ def read_run(folder):
         items=metrics["items"],
         scores={name: means[name] for name in _MEANS} | percents,
         mixture={name.partition("_")[2]: means[name] for name in _MIXTURE_MEANS},
+        silent=metrics["items_without_value"]["si_sdr"],
         tested_step=metrics["run"].get("optimizer_steps"),
+        debug=metrics["run"].get("debug", False),
     )
 
 
@@ -136,7 +147,9 @@ def _read_metrics(path):
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    _check_keys(metrics, ("corpus", "items", "means", "run", *_PERCENTS), path)
+    keys = ("corpus", "items", "means", "items_without_value", "run", *_PERCENTS)
+    _check_keys(metrics, keys, path)
+    _check_keys(metrics["items_without_value"], ("si_sdr",), path)
     _check_keys(metrics["means"], (*_MEANS, *_MIXTURE_MEANS), path)
     return metrics
 

@@ -181,5 +181,13 @@ def _remarks(group):
         "step: optimizer steps of the checkpoint tested, which is the best on the "
         "validation set."
     )
+    for system in group.systems:
+        for run in system.runs:
+            if run.silent:
+                yield (
+                    f"{system.name}, seed {run.seed}: {run.silent} of {run.items} "
+                    "outputs are silent and left out of the means of SI-SDR, SI-SDRi, "
+                    "PESQ and STOI."
+                )
     if any(len(system.runs) > 1 for system in group.systems):
         yield "Means over seeds ± their standard deviation (n - 1)."
