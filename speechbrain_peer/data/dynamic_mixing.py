@@ -72,7 +72,6 @@ class DrawnItems(TrainingItems):
         yield int(rng.integers(2))
         others = self.pool.draw_interferers(row, rng, self.peer_interferer)
         yield self._mix(target, others, rng)
-        yield rng.random()
 
     def _targets(self):
         return self.pool.targets
