@@ -155,6 +155,24 @@ def test_export_replaces_an_older_one_only_when_complete(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run", "model"}
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_a_killed_export_left_is_used_and_cleared(tmp_path, linked):
+    folder, real = tmp_path / "model", tmp_path / "real"
+    if linked:
+        folder.symlink_to(real)
+    first = export(folder, seed=1)
+    real = real if linked else folder
+    real.rename(real.with_name(f".{real.name}.replaced"))  # between its two renames
+    assert same_weights(load_model(folder)[0], first)
+    second = export(folder, seed=2)
+    assert same_weights(load_model(folder)[0], second)
+    shutil.copytree(real, real.with_name(f".{real.name}.replaced"))  # and after them
+    third = export(folder, seed=3)
+    assert same_weights(load_model(folder)[0], third)
+    assert not list(tmp_path.glob(".*"))
+    assert folder.is_symlink() == linked
+
+
 def test_export_removes_no_files_of_others(tmp_path):
     notes = tmp_path / "model" / "notes.txt"
     notes.parent.mkdir()
@@ -296,6 +314,20 @@ def test_a_savedir_of_another_model_is_refused(hub, tmp_path):
     (tmp_path / "saved" / "source.txt").unlink()
     with pytest.raises(ValueError, match="unknown source"):
         load_model("somebody/two", tmp_path / "saved")
+
+
+@pytest.mark.parametrize("missing", [YAML, WEIGHTS])
+def test_a_failed_download_claims_no_savedir(hub, tmp_path, missing):
+    (broken,) = (tmp_path / "hub").glob(f"models--somebody--one/snapshots/*/{missing}")
+    broken.unlink()
+    saved = tmp_path / "saved"
+    with pytest.raises(FileNotFoundError, match="somebody/one"):
+        load_model("somebody/one", saved)
+    assert not list(saved.iterdir())
+    load_model("somebody/two", saved)
+    with pytest.raises(ValueError, match="holds the model of somebody/two"):
+        load_model("somebody/one", saved)
+    assert {path.name for path in saved.iterdir()} == {"source.txt", WEIGHTS, YAML}
 
 
 def test_a_revision_of_the_hub_is_pinned(hub, tmp_path):
