@@ -342,6 +342,7 @@ def test_arithmetic_and_references_of_a_run_are_resolved(tmp_path):
     numbers = {key: entries[key] for key in ("m", "h", "f", "x", "neg")}
     assert numbers == {"m": 15, "h": 2, "f": 0.5, "x": 15, "neg": -8}
     assert entries["obj"] is entries["deep"]
+    assert read_yaml(path, {"n": 10})["m"] == 19
     for key in ("text", "lost", "loop"):
         assert entries[key].tag.value == "!ref"
 

@@ -15,7 +15,7 @@ from speechbrain_peer.nnet.filterbank import Encoder
 from speechbrain_peer.packaging.export import add_match_scorer
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
-from speechbrain_peer.training.fine_tuning import load_pretrained
+from speechbrain_peer.training.fine_tuning import start_from
 from speechbrain_peer.training.release import export_run
 from speechbrain_peer.utils.files import DataError
 
@@ -156,8 +156,8 @@ def test_a_run_with_a_stage_of_ones_own_is_exported_if_trusted(
         load(folder, trust=True)
     fresh = build(seed=3)
     with pytest.raises(DataError, match="--trust on the command line"):
-        load_pretrained(fresh, run_folder, 8000)
-    load_pretrained(fresh, run_folder, 8000, trust=True)
+        start_from(fresh, run_folder, 8000)
+    start_from(fresh, run_folder, 8000, trust=True)
     assert torch.equal(fresh["encoder"].weight, better["encoder"].weight)
 
 
