@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_peer.nnet import conv_block as module
+from speechbrain_peer.nnet import kernels
 from speechbrain_peer.nnet.conv_block import (
     BlockParameters,
     conv_block,
@@ -278,6 +279,15 @@ def test_bf16_is_fp32_with_its_roundings(path):
     assert not torch.equal(output, exact)
 
 
+@needs_compiler
+def test_second_order_gradients_are_refused():
+    x, mask = make_input((70, 9))
+    residual, _ = conv_block(x, mask, make_parameters(), 2)
+    (grad,) = torch.autograd.grad(residual.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_nan_is_not_hidden(path, precision):
@@ -293,11 +303,12 @@ def test_nan_is_not_hidden(path, precision):
 @needs_compiler
 @pytest.mark.parametrize(
     ("compiler", "message"),
-    [("/nonexistent/cc", "(/nonexistent/cc)"), ("false", "false: ")],
+    [("/nonexistent/cc", "no C compiler: /nonexistent/cc"), ("false", "false: ")],
 )
 def test_without_compiler_the_plain_path_runs(compiler, message, monkeypatch, caplog):
     expected, expected_grads = run(conv_block, (131, 65), 4, make_parameters())
     monkeypatch.setenv("CC", compiler)
+    kernels.logger.warning_once.cache_clear()
     loads = functools.cache(load_kernels.__wrapped__)  # nothing is loaded yet
     monkeypatch.setattr(module, "load_kernels", loads)
     for _ in range(2):

@@ -216,6 +216,15 @@ def test_any_length_goes_in_and_comes_out(length):
     assert estimates.isfinite().all()
 
 
+@needs_compiler
+def test_second_order_gradients_are_refused():
+    maps = noise(1, 4, 3, 2).requires_grad_()
+    normed = elu_norm(maps, torch.ones(1, 4))
+    (grad,) = torch.autograd.grad(normed.square().sum(), maps, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 @pytest.mark.parametrize("fast", [pytest.param(True, marks=needs_compiler), False])
 def test_padded_items_are_extracted_as_if_alone(fast, monkeypatch):
     """Mixtures and enrollments of lengths that have nothing to do with each other."""

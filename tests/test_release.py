@@ -3,15 +3,19 @@
 import json
 
 import pytest
+import tiny_model
 import torch
 from speechbrain.inference.interfaces import foreign_class
-from tiny_model import build, write_run
+from tiny_model import build, export, write_run
 
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.nnet.filterbank import Encoder
 from speechbrain_peer.packaging.export import add_match_scorer
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
+from speechbrain_peer.training.fine_tuning import start_from
 from speechbrain_peer.training.release import export_run
 from speechbrain_peer.utils.files import DataError
 
@@ -96,6 +100,72 @@ def test_the_match_score_of_the_runs_own_export_is_kept(run):
         export_run(run_folder, folder, "tiny")
         model = TargetSpeechExtraction.from_hparams(source=folder)
         assert torch.equal(model.mods.match_scorer.weight, scorer.weight)
+
+
+def test_the_match_score_of_other_weights_is_left_out(run, tmp_path, caplog):
+    """As of an export of before the training went on."""
+    run_folder, _ = run
+    export(run_folder / "model", seed=2)
+    add_match_scorer(run_folder / "model", MatchScorer(embedding_size=16))
+    folder = export_run(run_folder, tmp_path / "new", "tiny")
+    assert not TargetSpeechExtraction.from_hparams(folder).tells_match
+    assert "has other weights than the best checkpoint" in caplog.text
+
+
+def test_a_damaged_export_is_no_obstacle(run, tmp_path, caplog):
+    run_folder, _ = run
+    export(run_folder / "model", seed=1)
+    (run_folder / "model" / "weights.ckpt").write_bytes(b"x")
+    export_run(run_folder, tmp_path / "new", "tiny")
+    assert "No match score is taken over" in caplog.text
+
+
+def test_the_match_score_is_looked_for_where_the_run_has_exported_to(run, tmp_path):
+    run_folder, _ = run
+    with open(run_folder / "hyperparams.yaml", "a", encoding="utf-8") as file:
+        file.write(f"export_folder: {tmp_path / 'own'}\n")
+    own = export_run(run_folder, tmp_path / "own", "tiny")
+    scorer = MatchScorer(embedding_size=16)
+    scorer.weight.copy_(torch.tensor([2.0, -3.0]))
+    add_match_scorer(own, scorer)
+    folder = export_run(run_folder, tmp_path / "new", "tiny")
+    model = TargetSpeechExtraction.from_hparams(source=folder)
+    assert torch.equal(model.mods.match_scorer.weight, scorer.weight)
+
+
+def test_a_run_with_a_stage_of_ones_own_is_exported_if_trusted(
+    run, tmp_path, monkeypatch, prepared
+):
+    class OwnEncoder(Encoder):
+        pass
+
+    monkeypatch.setattr(tiny_model, "OwnEncoder", OwnEncoder, raising=False)
+    run_folder, better = run
+    path = run_folder / "hyperparams.yaml"
+    text = path.read_text(encoding="utf-8")
+    own = text.replace(
+        "speechbrain_peer.nnet.filterbank.Encoder", "tiny_model.OwnEncoder"
+    )
+    path.write_text(own, encoding="utf-8")
+    with pytest.raises(DataError, match=r"OwnEncoder.*trust=True, or --trust on the"):
+        export_run(run_folder, tmp_path / "model", "tiny")
+    folder = export_run(run_folder, tmp_path / "model", "tiny", trust=True)
+    for load in (calibrate_with(prepared), TargetSpeechExtraction.from_hparams):
+        with pytest.raises(DataError, match="--trust on the command line"):
+            load(folder)
+        load(folder, trust=True)
+    fresh = build(seed=3)
+    with pytest.raises(DataError, match="--trust on the command line"):
+        start_from(fresh, run_folder, 8000)
+    start_from(fresh, run_folder, 8000, trust=True)
+    assert torch.equal(fresh["encoder"].weight, better["encoder"].weight)
+
+
+def calibrate_with(prepared):
+    def run(folder, **options):
+        calibrate(folder, prepared.manifests["dev"], prepared.data_root, **options)
+
+    return run
 
 
 def test_what_is_no_finished_run(run, tmp_path):

@@ -23,6 +23,7 @@ from speechbrain_peer.inference.match import MatchScorer
 from speechbrain_peer.packaging.export import add_match_scorer, check_replaceable
 from speechbrain_peer.peer_learning.exchange import embed
 from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.folders import restore_folder
 
 logger = get_logger(__name__)
 
@@ -57,6 +58,7 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     DataError
         If the model is not a folder, or the manifest not of such mixtures.
     """
+    restore_folder(folder)
     if not Path(folder).is_dir():
         raise DataError(
             f"{folder}: no such folder, and a model of the package or the Hub is not "

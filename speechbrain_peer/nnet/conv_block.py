@@ -302,6 +302,7 @@ class _FastConvBlock(torch.autograd.Function):
         return residual, skip
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, residual_grad, skip_grad):
         *statistics, x, in_weight, a, z, weight, row_sums = ctx.saved_tensors[:10]
         statistics1, statistics2 = statistics[:2], statistics[2:]

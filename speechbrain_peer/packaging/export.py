@@ -1,17 +1,10 @@
 """From a training run to a folder that `TargetSpeechExtraction` loads."""
 
 import io
-import shutil
 from pathlib import Path
 
-import ruamel.yaml
 import torch
-from hyperpyyaml import (
-    RefTag,
-    dump_hyperpyyaml,
-    load_hyperpyyaml,
-    resolve_references,
-)
+from hyperpyyaml import RefTag, dump_hyperpyyaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.tag import Tag
 from speechbrain.utils.distributed import main_process_only
@@ -22,8 +15,14 @@ from speechbrain_peer.packaging.loading import (
     CARD_FILE,
     HPARAMS_FILE,
     WEIGHTS_FILE,
-    check_yaml,
     load_model,
+    stages_of,
+)
+from speechbrain_peer.packaging.safe_yaml import (
+    build_yaml,
+    check_yaml,
+    read_text,
+    read_yaml,
 )
 from speechbrain_peer.peer_learning.predictors import (
     PREDICTORS,
@@ -31,6 +30,7 @@ from speechbrain_peer.peer_learning.predictors import (
     fold_predictors,
 )
 from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.folders import whole_folder
 
 logger = get_logger(__name__)
 
@@ -147,10 +147,7 @@ def add_match_scorer(folder, scorer):
 
 def _write_folder(folder, hparams, weights, documents):
     """Writes a model whole or not at all, after it has been loaded for a test."""
-    temporary = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as temporary:
         _write_hparams(hparams, temporary / HPARAMS_FILE)
         torch.save(weights, temporary / WEIGHTS_FILE)
         for name, text in {**DOCUMENTS, **documents}.items():
@@ -158,9 +155,6 @@ def _write_folder(folder, hparams, weights, documents):
         # Trusted: these are the classes of the run that is calling.
         load_model(temporary, trust=True)
         _warn_if_unsafe(temporary / HPARAMS_FILE)
-        _replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -187,13 +181,14 @@ def stage_hparams(hparams_file, names=None, overrides=None):
     ValueError
         If the YAML lacks an entry.
     """
-    with open(hparams_file, encoding="utf-8") as stream:
-        run = ruamel.yaml.YAML().load(resolve_references(stream, overrides))
+    run = read_yaml(hparams_file, overrides)
     for key in ("sample_rate", "modules"):
         if key not in run:
-            raise ValueError(
+            raise DataError(
                 f"{hparams_file}: has no entry '{key}', which a model needs"
             )
+    if not isinstance(run["modules"], dict):
+        raise DataError(f"{hparams_file}: its entry 'modules' holds no stages by name")
     copies = {}
     stages = {
         key: _without_comments(run["modules"][key], copies)
@@ -211,7 +206,7 @@ def stage_hparams(hparams_file, names=None, overrides=None):
     return hparams
 
 
-def build_stages(hparams_file, overrides=None):
+def build_stages(hparams_file, overrides=None, trust=False):
     """Builds the stages of a training run, with random weights, and nothing else of it.
 
     Arguments
@@ -220,6 +215,8 @@ def build_stages(hparams_file, overrides=None):
         The YAML of the run.
     overrides : dict, optional
         Other values of its entries.
+    trust : bool
+        Builds whatever the stages are. That runs any code they name.
 
     Returns
     -------
@@ -234,9 +231,8 @@ def build_stages(hparams_file, overrides=None):
     """
     stream = io.StringIO()
     dump_hyperpyyaml(stage_hparams(hparams_file, overrides=overrides), stream)
-    check_yaml(stream.getvalue(), hparams_file)
-    hparams = load_hyperpyyaml(stream.getvalue())
-    return torch.nn.ModuleDict(hparams["modules"]), hparams["sample_rate"]
+    hparams = build_yaml(stream.getvalue(), f"{hparams_file}, its stages", trust)
+    return stages_of(hparams, hparams_file), hparams["sample_rate"]
 
 
 def _drop_predictors(hparams):
@@ -285,7 +281,7 @@ def _write_hparams(hparams, path):
 
 def _warn_if_unsafe(path):
     try:
-        check_yaml(path.read_text(encoding="utf-8"), path)
+        check_yaml(read_text(path), path)
     except ValueError as refusal:
         logger.warning(f"The exported model needs trust=True: {refusal}")
 
@@ -314,11 +310,3 @@ def check_replaceable(folder):
             f"{folder}: holds other files ({', '.join(sorted(others))}), which an "
             "export would remove; give a folder of its own"
         )
-
-
-def _replace_folder(new, folder):
-    old = folder.with_name(f".{folder.name}.replaced")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

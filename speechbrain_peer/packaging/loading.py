@@ -1,19 +1,15 @@
-"""Loading an exported model: no code of its own, every weight in its place.
+"""Loading an exported model: no code of its own, every weight in its place."""
 
-A HyperPyYAML file is a program: `!apply:` calls any function, and even a quoted text
-in parentheses is parsed with Python tags. `check_yaml` therefore reads the file's
-nodes without building anything and lets through plain values, references to whole
-entries, and classes of neural networks from the packages listed in `ALLOWED`.
-"""
-
-import pydoc
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
-import ruamel.yaml
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, fetch, guess_source
+
+from speechbrain_peer.packaging.safe_yaml import build_yaml, read_text
+from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.folders import whole_one
 
 # Models that come with the package, each in a folder of its name.
 BUNDLED = Path(__file__).parent / "bundled"
@@ -23,23 +19,7 @@ WEIGHTS_FILE = "weights.ckpt"
 SOURCE_FILE = "source.txt"
 CARD_FILE = "README.md"
 
-# Not all of speechbrain and torch: some of their constructors load pickled files.
-ALLOWED = (
-    "speechbrain_peer.",
-    "speechbrain.nnet.",
-    "speechbrain.processing.features.",
-    "torch.nn.",
-)
-# SpeechBrain's foreign_class wants one. Made, it does nothing yet; we let it rest.
-PRETRAINER = "speechbrain.utils.parameter_transfer.Pretrainer"
-PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{kind}"
-    for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")
-}
-CLASS_TAG = re.compile(r"!(?:new|name):([A-Za-z_]\w*(?:\.\w+)+)")
-REFERENCE = re.compile(r"<\w+(\[\w+\])*>")
 HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+")
-SIMPLE_TUPLE = re.compile(r"\([\w\s.,+-]*\)")
 
 
 def load_model(
@@ -76,19 +56,40 @@ def load_model(
         If the YAML holds something it should not, the weights do not fit, or
         `savedir` holds another model.
     """
-    source = locate_model(source)
-    savedir = _claim_savedir(savedir, source, revision)
-    hparams_path = _fetch(hparams_file, source, savedir, revision)
-    weights_path = _fetch(WEIGHTS_FILE, source, savedir, revision)
-    text = hparams_path.read_text(encoding="utf-8")
-    if not trust:
-        check_yaml(text, hparams_path)
-    hparams = load_hyperpyyaml(text)
-    if "modules" not in hparams:
-        raise ValueError(f"{hparams_path}: has no entry 'modules'")
-    modules = torch.nn.ModuleDict(hparams["modules"])
+    source, names = locate_model(source), (hparams_file, WEIGHTS_FILE)
+    with _claimed(savedir, source, revision, names) as savedir:
+        hparams_path, weights_path = (
+            _fetch(name, source, savedir, revision) for name in names
+        )
+    hparams = build_yaml(read_text(hparams_path), hparams_path, trust)
+    modules = stages_of(hparams, hparams_path)
     load_weights(modules, weights_path)
     return modules, hparams
+
+
+def stages_of(hparams, name):
+    """The modules of a built YAML.
+
+    Arguments
+    ---------
+    hparams : dict
+        With `modules`.
+    name : str or pathlib.Path
+        Of the file; named in errors.
+
+    Returns
+    -------
+    torch.nn.ModuleDict
+
+    Raises
+    ------
+    DataError
+        If they are no networks by name.
+    """
+    try:
+        return torch.nn.ModuleDict(hparams["modules"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{name}: its entry 'modules' holds no networks") from error
 
 
 def load_card(source):
@@ -108,7 +109,7 @@ def load_card(source):
         path = _fetch(CARD_FILE, locate_model(source), savedir=None)
     except FileNotFoundError:
         return None
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def load_weights(modules, path):
@@ -140,123 +141,34 @@ def load_weights(modules, path):
         raise ValueError(f"{path}: does not fit the model. {error}") from error
 
 
-def check_yaml(text, name):
-    """Refuses a HyperPyYAML file that could do more than build a neural network.
-
-    Arguments
-    ---------
-    text : str
-        The file's content.
-    name : str or pathlib.Path
-        Named in errors.
-
-    Raises
-    ------
-    ValueError
-        With the line and the reason.
-
-    Example
-    -------
-    >>> check_yaml("layer: !new:torch.nn.Linear {in_features: 2}", "model.yaml")
-    >>> check_yaml("layer: !apply:os.system [ls]", "model.yaml")
-    Traceback (most recent call last):
-        ...
-    ValueError: model.yaml, line 1: !apply:os.system is not allowed in a model. ...
-    """
-    try:
-        _check_text(text)
-    except ruamel.yaml.error.MarkedYAMLError as error:
-        raise ValueError(f"{name}: is not valid YAML. {error}") from error
-    except _Refusal as refusal:
-        raise ValueError(
-            f"{name}, line {refusal.line}: {refusal.what} is not allowed in a model. "
-            "If you trust its author, load it with trust=True."
-        ) from None
-
-
-class _Refusal(Exception):
-    def __init__(self, line, what):
-        super().__init__(line, what)
-        self.line, self.what = line, what
-
-
-def _check_text(text):
-    # %TAG would give the tags below another meaning.
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.startswith("%"):
-            raise _Refusal(number, "a directive")
-    root = ruamel.yaml.YAML(typ="safe", pure=True).compose(text)
-    if not isinstance(root, ruamel.yaml.MappingNode):
-        raise _Refusal(1, "anything but a mapping")
-    pending, seen = [root], set()
-    while pending:
-        node = pending.pop()
-        # An alias is the node it stands for.
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        what = _objection(node)
-        if what:
-            raise _Refusal(node.start_mark.line + 1, what)
-        if isinstance(node, ruamel.yaml.MappingNode):
-            pending.extend(child for pair in node.value for child in pair)
-        elif isinstance(node, ruamel.yaml.SequenceNode):
-            pending.extend(node.value)
-
-
-def _objection(node):
-    """What is wrong with one node, or None."""
-    is_text = isinstance(node, ruamel.yaml.ScalarNode)
-    text = node.value.strip() if is_text else ""
-    tag = str(node.tag)
-    if tag == "!ref":
-        # An attribute, <entry.attribute>, is code; a text put together, <a><b>, could
-        # become any of what is refused here.
-        return None if REFERENCE.fullmatch(text) else f"!ref {text}"
-    if (text.startswith("(") or tag == "!tuple") and not SIMPLE_TUPLE.fullmatch(text):
-        return f"the text {text!r} in parentheses"
-    if re.search(r"<.*>", text, re.DOTALL):
-        return f"the reference {text!r} without !ref"
-    if tag in PLAIN_TAGS or tag == "!tuple":
-        return None
-    match = CLASS_TAG.fullmatch(tag)
-    return None if match and _is_network_class(match[1]) else tag
-
-
-def _is_network_class(name):
-    if name == PRETRAINER:
-        return True
-    if not name.startswith(ALLOWED):
-        return False
-    found = pydoc.locate(name)
-    # `torch.nn.functional.torch.hub.load` begins well, too: see what it comes to.
-    return (
-        isinstance(found, type)
-        and issubclass(found, torch.nn.Module)
-        and f"{found.__module__}.".startswith(ALLOWED)
-    )
-
-
-def _claim_savedir(savedir, source, revision):
-    """Makes sure that a folder for downloads holds this model or none."""
+@contextmanager
+def _claimed(savedir, source, revision, names):
+    """Gives the folder to download to, which is this model's once all is there."""
     if savedir is None or guess_source(source)[0] is FetchFrom.LOCAL:
-        return None
+        yield None
+        return
     savedir = Path(savedir)
     if revision is not None:
         source = f"{source}@{revision}"
     record = savedir / SOURCE_FILE
+    present = {name for name in names if (savedir / name).exists()}
+    owner = "an unknown source" if present else source
     if record.exists():
-        owner = record.read_text(encoding="utf-8").strip()
-    else:
-        owner = "an unknown source" if (savedir / WEIGHTS_FILE).exists() else source
+        owner = read_text(record).strip()
     if owner != source:
         raise ValueError(
             f"{savedir}: holds the model of {owner}, not of {source}; "
             "give another savedir"
         )
     savedir.mkdir(parents=True, exist_ok=True)
+    try:
+        yield savedir
+    except BaseException:
+        # Half a model would be taken for a part of the next one.
+        for name in set(names) - present:
+            (savedir / name).unlink(missing_ok=True)
+        raise
     record.write_text(f"{source}\n", encoding="utf-8")
-    return savedir
 
 
 def bundled_models():
@@ -283,8 +195,9 @@ def locate_model(source):
         If it is neither.
     """
     source = str(source)
-    if Path(source).exists():
-        return source
+    folder = whole_one(source)
+    if folder.exists():
+        return str(folder)
     if source in bundled_models():
         return str(BUNDLED / source)
     # Told before the network is asked for it.
@@ -309,7 +222,8 @@ def _fetch(filename, source, savedir, revision=None):
             f"'{source}' is neither a folder here nor a model that can be fetched: "
             f"{error}"
         ) from error
-    if not path.exists():
+    # A pipe or a device would never end.
+    if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; '{source}' is not an exported model"
         )

@@ -290,7 +290,8 @@ def load_asteroid_file(path):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # its bytes decide what the unpickler raises
             raise ValueError(
-                f"{path} cannot be read as a checkpoint: {type(error).__name__} {error}"
+                f"{path} cannot be read as a checkpoint: it is damaged, or holds more "
+                f"than tensors and plain values ({type(error).__name__})"
             ) from error
     if not isinstance(checkpoint, dict) or not {"model_args", "state_dict"} <= set(
         checkpoint

@@ -15,7 +15,7 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from speechbrain_peer.packaging.export import STAGES, build_stages
-from speechbrain_peer.packaging.loading import HPARAMS_FILE, load_model
+from speechbrain_peer.packaging.loading import HPARAMS_FILE, load_model, load_weights
 from speechbrain_peer.packaging.public_checkpoints import load_public
 from speechbrain_peer.peer_learning.predictors import (
     PREDICTORS,
@@ -33,7 +33,7 @@ COMBINATION = "mask_head.combine."
 MAX_LISTED = 10
 
 
-def start_from(modules, path, sample_rate):
+def start_from(modules, path, sample_rate, trust=False):
     """Fills the stages of a training with a trained model's weights.
 
     The log says what has been loaded, what is new, and which settings differ that no
@@ -49,6 +49,8 @@ def start_from(modules, path, sample_rate):
         TD-SpeakerBeam or SpEx+.
     sample_rate : int
         Of the training, in Hz.
+    trust : bool
+        Builds whatever the trained model's YAML says. That runs any code it names.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def start_from(modules, path, sample_rate):
     """
     modules = nn.ModuleDict(modules)
     try:
-        trained, rate = read_trained(path, modules)
+        trained, rate = read_trained(path, modules, trust)
         if rate not in (None, sample_rate):
             raise ValueError(f"{path}: is for {rate} Hz, training for {sample_rate} Hz")
         new = _fill(modules, trained, path)
@@ -75,7 +77,7 @@ def start_from(modules, path, sample_rate):
         logger.warning(f"{path}: trained with other settings: {_listed(differences)}")
 
 
-def read_trained(path, modules):
+def read_trained(path, modules, trust=False):
     """Reads a trained model.
 
     Arguments
@@ -84,6 +86,8 @@ def read_trained(path, modules):
         See `start_from`.
     modules : Mapping
         The stages of the training; what a public checkpoint must be of.
+    trust : bool
+        See `start_from`.
 
     Returns
     -------
@@ -96,18 +100,20 @@ def read_trained(path, modules):
         backbone = without_predictors(copy.deepcopy(modules))
         return load_public(path, backbone)
     if Path(path, "save").is_dir():
-        return load_run(path)
-    modules, hparams = load_model(path)
+        return load_run(path, trust)
+    modules, hparams = load_model(path, trust=trust)
     return modules, hparams["sample_rate"]
 
 
-def load_run(folder):
+def load_run(folder, trust=False):
     """Loads all stages of a training run, from its best checkpoint.
 
     Arguments
     ---------
     folder : str or pathlib.Path
         The run's output folder, with `hyperparams.yaml` and `save/`.
+    trust : bool
+        Builds whatever the run's stages are. That runs any code they name.
 
     Returns
     -------
@@ -117,14 +123,20 @@ def load_run(folder):
 
     Raises
     ------
-    ValueError
-        If the run has no checkpoint, or a stage is no network.
+    DataError
+        If the run has no checkpoint, a stage is no network, or its weights do not fit.
     """
     save_folder = Path(folder, "save")
-    stages, sample_rate = build_stages(Path(folder, HPARAMS_FILE))
-    checkpointer = SafeCheckpointer(save_folder, dict(stages))
-    if checkpointer.recover_if_possible(min_key="valid_loss") is None:
-        raise ValueError(f"{save_folder}: holds no checkpoint of a whole epoch")
+    stages, sample_rate = build_stages(Path(folder, HPARAMS_FILE), trust=trust)
+    try:
+        best = SafeCheckpointer(save_folder).find_checkpoint(min_key="valid_loss")
+    # Of damaged files; which error it is depends on their bytes.
+    except Exception as error:
+        raise DataError(f"{save_folder}: cannot be read as checkpoints") from error
+    if best is None:
+        raise DataError(f"{save_folder}: holds no checkpoint of a whole epoch")
+    for name, stage in stages.items():
+        load_weights(stage, best.paramfiles.get(name, best.path / f"{name}.ckpt"))
     return stages, sample_rate
 
 

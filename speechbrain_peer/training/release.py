@@ -4,7 +4,8 @@ import csv
 import json
 from pathlib import Path
 
-from ruamel.yaml import YAML
+import torch
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.packaging.export import STAGES, add_match_scorer, export_model
 from speechbrain_peer.packaging.loading import (
@@ -13,10 +14,13 @@ from speechbrain_peer.packaging.loading import (
     WEIGHTS_FILE,
     load_model,
 )
+from speechbrain_peer.packaging.safe_yaml import read_yaml
 from speechbrain_peer.peer_learning.predictors import can_fold, fold_predictors
 from speechbrain_peer.training.curves import CURVES_FILE
 from speechbrain_peer.training.fine_tuning import load_run
 from speechbrain_peer.utils.files import DataError
+
+logger = get_logger(__name__)
 
 # Hugging Face reads the lines between the dashes.
 _CARD = """\
@@ -106,7 +110,7 @@ def model_card(name, license, parameters, settings, metrics, table, hours, notes
     )
 
 
-def export_run(run, folder, name, license="apache-2.0", notes=""):
+def export_run(run, folder, name, license="apache-2.0", notes="", trust=False):
     """Exports the best checkpoint of a training run, with a card.
 
     Arguments
@@ -121,6 +125,8 @@ def export_run(run, folder, name, license="apache-2.0", notes=""):
         Of the weights.
     notes : str
         For the card: data and its credits, machine, limits.
+    trust : bool
+        Builds whatever the run's stages are. That runs any code they name.
 
     Returns
     -------
@@ -129,20 +135,19 @@ def export_run(run, folder, name, license="apache-2.0", notes=""):
 
     Raises
     ------
-    ValueError
+    DataError
         If the folder is none of a run, or has no checkpoint.
     """
     run = Path(run)
     run_file = run / HPARAMS_FILE
     if not run_file.exists():
         raise DataError(f"{run_file}: no such file; {run} is not the folder of a run")
-    modules, _ = load_run(run)
+    modules, _ = load_run(run, trust)
     metrics, table = None, ""
     if (run / "metrics.json").exists():
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         table = (run / "metrics.md").read_text(encoding="utf-8")
-    with open(run_file, encoding="utf-8") as stream:
-        settings = YAML().load(stream)
+    settings = read_yaml(run_file)
     stages = fold_predictors(modules) if can_fold(modules) else modules
     parameters = sum(
         parameter.numel()
@@ -154,19 +159,48 @@ def export_run(run, folder, name, license="apache-2.0", notes=""):
         name, license, parameters, settings, metrics, table, _hours(run), notes
     )
     # Before the export, which may replace it.
-    scorer = _match_scorer(run)
+    exports = (settings.get("export_folder"), run / "model", folder)
+    scorer = _match_scorer(exports, stages, trust)
     folder = export_model(run_file, modules, folder, {CARD_FILE: card})
     if scorer is not None:
         add_match_scorer(folder, scorer)
     return folder
 
 
-def _match_scorer(run):
-    """Of the run's own export, which has been calibrated; None without one."""
-    if not (run / "model" / WEIGHTS_FILE).exists():
-        return None
-    exported, _ = load_model(run / "model")
-    return exported["match_scorer"] if "match_scorer" in exported else None
+def _match_scorer(exports, stages, trust):
+    """Of the first export with just these stages that has been calibrated, or None.
+
+    Fitted to other weights, a scorer would give probabilities that are none.
+    """
+    ours = {name: stages[name] for name in STAGES if name in stages}
+    ours = torch.nn.ModuleDict(ours).state_dict()
+    for export in exports:
+        if not export or not Path(export, WEIGHTS_FILE).is_file():
+            continue
+        try:
+            exported, _ = load_model(export, trust=trust)
+        except (ValueError, OSError) as error:
+            logger.warning(f"No match score is taken over: {error}")
+            continue
+        if "match_scorer" not in exported:
+            continue
+        scorer = exported.pop("match_scorer")
+        if _same_weights(exported.state_dict(), ours):
+            return scorer
+        logger.warning(
+            f"{export}: has other weights than the best checkpoint, so its match score "
+            "is left out; `tse calibrate` makes one"
+        )
+    return None
+
+
+def _same_weights(weights, others):
+    # Not bit by bit: predictors are folded in another order on a GPU.
+    return weights.keys() == others.keys() and all(
+        weights[name].shape == others[name].shape
+        and torch.allclose(weights[name].float(), others[name].float(), 1e-4, 1e-6)
+        for name in weights
+    )
 
 
 def _hours(run):

@@ -5,10 +5,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import ruamel.yaml
-from hyperpyyaml import resolve_references
-
 from speechbrain_peer.packaging.loading import HPARAMS_FILE
+from speechbrain_peer.packaging.safe_yaml import read_yaml
 from speechbrain_peer.peer_learning.exchange import PeerLearning
 from speechbrain_peer.peer_learning.losses import PeerLoss
 from speechbrain_peer.utils.files import DataError
@@ -120,7 +118,7 @@ def read_run(folder):
     """
     metrics = _read_metrics(folder / METRICS_FILE)
     hparams = _read_hparams(folder / HPARAMS_FILE)
-    separator = hparams["modules"]["separator"].tag.value.partition(":")[2]
+    separator = _class_of(hparams["modules"]["separator"])
     settings = {"separator": separator, **_plain(hparams)}
     for key, function in _WITH_OPTIONS.items():
         # A run from before there was an option has been made with its default.
@@ -156,14 +154,18 @@ def _read_metrics(path):
 
 def _read_hparams(path):
     """The YAML's nodes."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            hparams = ruamel.yaml.YAML().load(resolve_references(stream))
-    except (OSError, ValueError, ruamel.yaml.error.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    hparams = read_yaml(path)
     _check_keys(hparams, ("seed", "peers", "exchange", "modules"), path)
     _check_keys(hparams["modules"], ("separator",), path)
+    if _class_of(hparams["modules"]["separator"]) is None:
+        raise DataError(f"{path}: its separator is no class")
     return hparams
+
+
+def _class_of(node):
+    """Path of the class that a YAML's node makes an object of, or None."""
+    tag = node.tag.value if hasattr(node, "tag") else None
+    return tag.partition(":")[2] if tag else None
 
 
 def _check_keys(mapping, keys, path):
