@@ -76,8 +76,21 @@ class Encoder(_Filterbank):
         return representation, frame_mask
 
     def init_state(self, batch):
-        """The samples of streams that have not begun: none, (batch, 0)."""
-        return self.weight.new_zeros(batch, 0)
+        """The state of streams that have not begun.
+
+        Arguments
+        ---------
+        batch : int
+            How many streams.
+
+        Returns
+        -------
+        held : torch.Tensor
+            Samples of the frame that is not whole yet, (batch, time).
+        begun : torch.Tensor
+            Whether there has been a frame, (batch,).
+        """
+        return self.weight.new_zeros(batch, 0), self.weight.new_zeros(batch).bool()
 
     def step(self, waveforms, state):
         """Analyses the next samples of streams.
@@ -86,24 +99,31 @@ class Encoder(_Filterbank):
         ---------
         waveforms : torch.Tensor
             (batch, time), as few as one sample.
-        state : torch.Tensor
-            Samples of the frame that is not whole yet, (batch, time).
+        state : tuple
+            From `init_state` or the step before; it is not changed.
 
         Returns
         -------
         representation : torch.Tensor
             The frames that have become whole, (batch, frames, filters); maybe none.
-        state : torch.Tensor
+        state : tuple
             For the next step.
         """
-        waveforms = torch.cat((state, waveforms), dim=1)
-        missing = self.kernel_size - waveforms.shape[1]
-        if missing > 0:
-            return self.weight.new_zeros(len(waveforms), 0, len(self.weight)), waveforms
-        representation = self._analyse(waveforms)
+        held, begun = state
+        held = torch.cat((held, waveforms), dim=1)
+        if held.shape[1] < self.kernel_size:
+            return held.new_zeros(len(held), 0, len(self.weight)), (held, begun)
+        representation = self._analyse(held)
         done = representation.shape[1] * self.stride
         # A copy, as a view would keep all of the samples.
-        return representation, waveforms[:, done:].clone()
+        return representation, (held[:, done:].clone(), torch.ones_like(begun))
+
+    def finish(self, state):
+        """The one frame of streams that are shorter, (batch, 1, filters); or none."""
+        held, begun = state
+        if begun.any() or not held.shape[1]:
+            return held.new_zeros(len(held), 0, len(self.weight))
+        return self(held)[0]
 
     def _analyse(self, waveforms):
         frames = waveforms.unfold(-1, self.kernel_size, self.stride)
@@ -173,13 +193,17 @@ class Decoder(_Filterbank):
             The samples that are complete, (batch, scales, frames * stride) with one
             scale.
         state : torch.Tensor
-            For the next step. After the last one it is the end of the waveforms.
+            For the next step.
         """
         frames = self._synthesize(representation)
         done = frames.shape[1] * self.stride
         waveforms = overlap_add(frames, self.stride, done + state.shape[1])
         waveforms = waveforms + F.pad(state, (0, done))
         return waveforms[:, None, :done], waveforms[:, done:].clone()
+
+    def finish(self, state):
+        """The samples after the last frame's step, (batch, scales, time)."""
+        return state[:, None]
 
     def _synthesize(self, representation):
         with torch.autocast(representation.device.type, enabled=False):

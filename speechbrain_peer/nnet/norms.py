@@ -60,7 +60,8 @@ class LayerNorm:
             totals = rows.sum(1, keepdim=True)
         else:
             totals = torch.cat((self.past[:, None], rows), dim=1).cumsum(1)
-            self.totals, totals = totals[:, -1], totals[:, 1:].to(rows.dtype)
+            # A copy, as a view would keep all frames.
+            self.totals, totals = totals[:, -1].clone(), totals[:, 1:].to(rows.dtype)
         # A first frame that is padding has no values, which is no division by zero.
         self.count = totals[..., 2].detach().clamp(min=1) * self.channels
         mean, power = (totals[..., :2] / self.count[..., None]).unbind(-1)

@@ -6,6 +6,7 @@ nodes without building anything and lets through plain values, references to who
 entries, and classes of neural networks from the packages listed in `ALLOWED`.
 """
 
+import io
 import pydoc
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.data_utils import recursive_update
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, fetch, guess_source
 
 # Models that come with the package, each in a folder of its name.
@@ -43,7 +45,12 @@ SIMPLE_TUPLE = re.compile(r"\([\w\s.,+-]*\)")
 
 
 def load_model(
-    source, savedir=None, trust=False, hparams_file=HPARAMS_FILE, revision=None
+    source,
+    savedir=None,
+    trust=False,
+    hparams_file=HPARAMS_FILE,
+    revision=None,
+    overrides=None,
 ):
     """Loads the stages of an exported model, on the CPU.
 
@@ -60,6 +67,9 @@ def load_model(
         Name of the YAML in the source.
     revision : str or None
         Of a model from the Hub: a branch, a tag or a commit.
+    overrides : dict or str or None
+        Values, or YAML, for entries of the YAML in place of its own; they are checked
+        as these are.
 
     Returns
     -------
@@ -73,14 +83,13 @@ def load_model(
     FileNotFoundError
         If there is no such model, or it lacks a file.
     ValueError
-        If the YAML holds something it should not, the weights do not fit, or
-        `savedir` holds another model.
+        If the YAML holds something it should not, the weights do not fit, an override
+        has no entry, or `savedir` holds another model.
     """
-    source = locate_model(source)
-    savedir = _claim_savedir(savedir, source, revision)
-    hparams_path = _fetch(hparams_file, source, savedir, revision)
-    weights_path = _fetch(WEIGHTS_FILE, source, savedir, revision)
+    hparams_path, weights_path = fetch_model(source, savedir, hparams_file, revision)
     text = hparams_path.read_text(encoding="utf-8")
+    if overrides:
+        text = _override(text, overrides, hparams_path)
     if not trust:
         check_yaml(text, hparams_path)
     hparams = load_hyperpyyaml(text)
@@ -89,6 +98,31 @@ def load_model(
     modules = torch.nn.ModuleDict(hparams["modules"])
     load_weights(modules, weights_path)
     return modules, hparams
+
+
+def fetch_model(source, savedir=None, hparams_file=HPARAMS_FILE, revision=None):
+    """Gets the files of a model, by download if they are not here.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        As for `load_model`.
+    savedir : str or pathlib.Path or None
+        As for `load_model`.
+    hparams_file : str
+        As for `load_model`.
+    revision : str or None
+        As for `load_model`.
+
+    Returns
+    -------
+    hparams_path, weights_path : pathlib.Path
+    """
+    source = locate_model(source)
+    savedir = _claim_savedir(savedir, source, revision)
+    return tuple(
+        _fetch(name, source, savedir, revision) for name in (hparams_file, WEIGHTS_FILE)
+    )
 
 
 def load_card(source):
@@ -172,6 +206,20 @@ def check_yaml(text, name):
             f"{name}, line {refusal.line}: {refusal.what} is not allowed in a model. "
             "If you trust its author, load it with trust=True."
         ) from None
+
+
+def _override(text, overrides, name):
+    """The YAML with other values; nothing in it is resolved or built."""
+    yaml, stream = ruamel.yaml.YAML(), io.StringIO()
+    try:
+        document = yaml.load(text)
+        if isinstance(overrides, str):
+            overrides = yaml.load(overrides)
+        recursive_update(document, overrides, must_match=True)
+        yaml.dump(document, stream)
+    except (ruamel.yaml.error.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name}: cannot take the overrides. {error}") from error
+    return stream.getvalue()
 
 
 class _Refusal(Exception):
