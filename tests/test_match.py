@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import foreign_class
-from tiny_model import build, export
+from tiny_model import TRAINING_YAML, build, export
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
@@ -13,7 +14,7 @@ from speechbrain_peer.evaluation import calibration
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.trials import Trial
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.packaging.export import add_match_scorer, export_model
 from speechbrain_peer.training.fine_tuning import start_from
 
 SIZE, RATE = 16, 8000
@@ -196,7 +197,10 @@ def test_the_loudest_piece_of_an_estimate_is_heard(model):
 def test_what_is_calibrated_is_what_is_asked(tmp_path, monkeypatch):
     """Of mixtures that are longer than the piece that is heard."""
     folder, heard = tmp_path / "model", []
-    export(folder)
+    # Causal: a file has the estimate of a batch.
+    text = TRAINING_YAML.replace("adaptation: mul", "adaptation: mul\n    causal: True")
+    (tmp_path / "run.yaml").write_text(text)
+    export_model(tmp_path / "run.yaml", load_hyperpyyaml(text)["modules"], folder)
     trials = [
         Trial(
             id=name,
@@ -213,17 +217,15 @@ def test_what_is_calibrated_is_what_is_asked(tmp_path, monkeypatch):
     calibrate(folder, "manifest", "root")
     ((enrolled, estimated, matches),) = heard
     assert matches.tolist() == [1, 1, 0, 0]
-    loaded = TargetSpeechExtraction.from_hparams(folder)
-    asked = []
-    monkeypatch.setattr(
-        MatchScorer, "forward", lambda scorer, *given: asked.append(given) or 0.5
-    )
-    for trial, voice in zip(trials, enrolled[:, None], strict=False):
-        mixture = torch.from_numpy(trial.mixture)[None]
-        estimate = loaded.extract_batch(mixture, embeddings=voice)
-        loaded.match_score(estimate, voice)
-    for (_, voice), expected in zip(asked, estimated, strict=False):
-        torch.testing.assert_close(voice[0], expected)
+    add_match_scorer(folder, MatchScorer(SIZE))
+    loaded, asked = TargetSpeechExtraction.from_hparams(folder), []
+    loaded.mods.match_scorer.register_forward_pre_hook(lambda _, x: asked.append(x[1]))
+    path = tmp_path / "mixture.wav"
+    for trial, voice in zip(trials, enrolled, strict=False):
+        soundfile.write(path, trial.mixture, RATE, "FLOAT")
+        loaded.extract_file(path, embeddings=voice, return_match=True)
+    for voice, expected in zip(asked, estimated[:2], strict=True):
+        torch.testing.assert_close(voice[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_silent_estimates_are_not_calibrated_on(tmp_path, prepared, monkeypatch):

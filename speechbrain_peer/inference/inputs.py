@@ -164,5 +164,5 @@ def _check_finite(name, batch):
     if bad:
         raise ValueError(
             f"{name} hold NaN, infinite values or some beyond {LOUDEST:g} (in the "
-            f"batch: {bad}); full scale is 1"
+            f"batch: {bad})"
         )
