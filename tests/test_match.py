@@ -228,22 +228,6 @@ def test_what_is_calibrated_is_what_is_asked(tmp_path, monkeypatch):
         torch.testing.assert_close(voice[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_silent_estimates_are_not_calibrated_on(tmp_path, prepared, monkeypatch):
-    """They score 0, whatever is fitted."""
-    export(tmp_path / "model")
-    fitted = []
-    monkeypatch.setattr(MatchScorer, "fit", lambda scorer, *x: fitted.append(len(x[0])))
-    extract, calls = TargetSpeechExtraction.extract_batch, []
-
-    def silent_at_first(model, *args, **kwargs):
-        calls.append(0)
-        return extract(model, *args, **kwargs) * (len(calls) > 1)
-
-    monkeypatch.setattr(TargetSpeechExtraction, "extract_batch", silent_at_first)
-    calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
-    assert fitted == [len(calls) - 1]
-
-
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_file_has_the_score_of_a_batch(model, tmp_path, sign):
     """Also where the network's output is inverted, which SI-SNR does not see."""
