@@ -12,7 +12,9 @@ from speechbrain_peer.nnet import kernels
 from speechbrain_peer.nnet.conv_block import (
     BlockParameters,
     conv_block,
+    new_block_state,
     plain_conv_block,
+    step_conv_block,
 )
 from speechbrain_peer.nnet.kernels import load_kernels
 
@@ -187,6 +189,90 @@ def test_what_comes_later_does_not_change_a_causal_block(path):
     outputs = [path(x, mask, make_parameters(), 4, True)[0] for x in (x, later)]
     assert torch.equal(outputs[0][:, :60], outputs[1][:, :60])
     assert not torch.equal(outputs[0][:, 60], outputs[1][:, 60])
+
+
+def in_steps(x, parameters, dilation, cuts, state=None):
+    """Outputs of a causal block, frames between cuts at once, and the last state."""
+    state = state or new_block_state(len(x), parameters, dilation)
+    outputs = []
+    for piece in x.tensor_split(cuts, dim=1):
+        before = [tensor.clone() for tensor in state]
+        output, after = step_conv_block(piece, state, parameters, dilation)
+        assert all(map(torch.equal, state, before))
+        outputs.append(torch.cat(output, dim=-1))
+        state = after
+    return torch.cat(outputs, dim=1), state
+
+
+@pytest.fixture(params=["fast", "plain"])
+def one_path(request, monkeypatch):
+    """Steps with the kernels or without."""
+    if request.param == "plain":
+        monkeypatch.setattr(module, "_fast_dtype", lambda x, parameters: None)
+    elif load_kernels("conv_block", torch.float32) is None:
+        pytest.skip("no C compiler")
+
+
+@pytest.mark.usefixtures("one_path")
+@pytest.mark.parametrize("dilation", [1, 4, 64])
+@pytest.mark.parametrize("cuts", [[], range(131), [1, 1, 2, 70], [64, 128], [130]])
+@torch.no_grad()
+def test_steps_are_the_whole(dilation, cuts):
+    """Some of the steps have no frame at all."""
+    x, mask = make_input((131, 131))
+    parameters = make_parameters()
+    whole = torch.cat(conv_block(x, mask, parameters, dilation, True), dim=-1)
+    steps, _ = in_steps(x, parameters, dilation, list(cuts))
+    assert error(steps, whole) < 1e-5
+
+
+@needs_compiler
+@torch.no_grad()
+def test_both_paths_have_one_state(monkeypatch):
+    """A stream may move to another device, or to a machine without a compiler."""
+    (x, _), parameters = make_input((90,)), make_parameters()
+    expected, fast_state = in_steps(x, parameters, 4, [40])
+    start, state = in_steps(x[:, :40], parameters, 4, [])
+    monkeypatch.setattr(module, "_fast_dtype", lambda x, parameters: None)
+    rest, state = in_steps(x[:, 40:], parameters, 4, [3], state)
+    assert error(torch.cat((start, rest), dim=1), expected) < 1e-5
+    for plain, fast in zip(state, fast_state, strict=True):
+        assert plain.dtype == fast.dtype
+        torch.testing.assert_close(plain, fast, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("one_path")
+@torch.no_grad()
+def test_steps_in_bf16_are_near_those_in_fp32():
+    (x, _), parameters = make_input((131,)), make_parameters()
+    exact, state = in_steps(x, parameters, 4, [50])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, rounded_state = in_steps(x, parameters, 4, [50])
+    deviation = (rounded - exact).square().mean() / exact.square().mean()
+    assert deviation.sqrt() < 6 * 2**-9
+    assert [t.dtype for t in rounded_state] == [t.dtype for t in state]
+
+
+def test_gradients_flow_through_steps():
+    (x, mask), parameters = make_input((30,)), make_parameters()
+    grads = []
+    for output in (
+        torch.cat(conv_block(x, mask, parameters, 4, True), dim=-1),
+        in_steps(x, parameters, 4, [7, 20])[0],
+    ):
+        loss = (output * loss_weights(output)).sum()
+        grads.append(torch.autograd.grad(loss, (x, *parameters)))
+    for steps, whole in zip(*grads, strict=True):
+        assert error(steps, whole) < 1e-4
+
+
+@needs_compiler
+def test_gradients_of_gradients_are_refused():
+    x, mask = make_input((30,))
+    residual, _ = conv_block(x, mask, make_parameters(), 2)
+    (grad,) = torch.autograd.grad(residual.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @needs_compiler

@@ -15,8 +15,13 @@ from speechbrain_peer.inference.recordings import (
     choose_encoding,
     write_blocks,
 )
+from speechbrain_peer.models import dpccn, sepformer, spex_plus, td_speakerbeam
+from speechbrain_peer.nnet.filterbank import Decoder, Encoder
+from speechbrain_peer.nnet.mask import MaskHead
+from speechbrain_peer.nnet.stft import StftDecoder, StftEncoder
+from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.peer_learning.exchange import extract
-from speechbrain_peer.utils.audio import AudioError
+from speechbrain_peer.utils.audio import LOUDEST, AudioError
 from speechbrain_peer.utils.signal import match_level
 
 
@@ -100,8 +105,8 @@ def test_embeddings_get_the_type_of_the_model(model, audio):
         model.extract_batch(mixtures, embeddings=embedding),
     )
     torch.testing.assert_close(
-        model.extract_file(audio[0], embedding=embedding.double()),
-        model.extract_file(audio[0], embedding=embedding),
+        model.extract_file(audio[0], embeddings=embedding.double()),
+        model.extract_file(audio[0], embeddings=embedding),
     )
 
 
@@ -166,6 +171,264 @@ def test_bf16_is_close_and_returns_fp32(model, tmp_path):
     expected = model.extract_batch(mixtures, enrollments)
     assert estimates.dtype == torch.float32
     assert (estimates - expected).norm() < 0.1 * expected.norm()
+
+
+SIZES = {"n_filters": 16, "kernel_size": 16, "stride": 8}
+
+
+def stages_of(backbone):
+    """The stages of a tiny model with random weights."""
+    torch.manual_seed(0)
+    encoder, decoder = Encoder(**SIZES), Decoder(**SIZES)
+    speaker_encoder = td_speakerbeam.SpeakerEncoder(
+        **SIZES, channels=6, hidden_channels=8, n_blocks=2, embedding_size=4
+    )
+    mask_head = MaskHead(8, 16)
+    if backbone == "td_speakerbeam":
+        separator = td_speakerbeam.Separator(16, 4, 8, 3, 2, 2, "mul", embedding_size=4)
+        mask_head = MaskHead(4, 16)
+    elif backbone == "sepformer":
+        separator = sepformer.Separator(16, 8, 10, 1, 1, n_heads=2, ffn_channels=12)
+    elif backbone == "spex_plus":
+        filters = {"n_filters": 8, "kernel_sizes": [20, 80, 160], "stride": 10}
+        encoder = spex_plus.MultiScaleEncoder(**filters)
+        decoder = spex_plus.MultiScaleDecoder(**filters)
+        speaker_encoder = spex_plus.SpeakerEncoder(24, channels=5, embedding_size=4)
+        separator = spex_plus.Separator(24, 6, 10, 3, 2, embedding_size=4)
+        mask_head = MaskHead(6, 24, prelu=False)
+    else:
+        encoder, decoder = StftEncoder(64, 16), StftDecoder(64, 16)
+        speaker_encoder = dpccn.SpeakerEncoder(64, 6, 8, 2, embedding_size=4)
+        separator = dpccn.Separator(
+            64,
+            channels=4,
+            dense_channels=6,
+            n_dense=1,
+            dense_layers=3,
+            deep_channels=[6, 7],
+            tcn_channels=8,
+            n_blocks=2,
+            out_channels=8,
+        )
+        mask_head = dpccn.MappingHead(8)
+    return {
+        "encoder": encoder,
+        "speaker_encoder": speaker_encoder,
+        "separator": separator,
+        "mask_head": mask_head,
+        "decoder": decoder,
+    }
+
+
+BACKBONES = ("td_speakerbeam", "spex_plus", "dpccn", "sepformer")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("content", [float("nan"), float("inf"), 1e30, "noise"])
+def test_what_is_in_the_padding_does_not_matter(backbone, content):
+    """Lengths decide, to the last bit."""
+    model = TargetSpeechExtraction(stages_of(backbone), {"sample_rate": SAMPLE_RATE})
+    lengths = {"mixture": [3000, 2003], "enrollment": [1601, 4000]}
+    lens = {kind: torch.tensor(n) / max(n) for kind, n in lengths.items()}
+    signals = {kind: noise(2, max(n)) for kind, n in lengths.items()}
+    results = []
+    for filling in (0.0, content):
+        for kind, samples in signals.items():
+            for item, length in zip(samples, lengths[kind], strict=True):
+                rest = noise(len(item), seed=3)[length:]
+                item[length:] = rest if filling == "noise" else filling
+        mixtures, enrollments = signals["mixture"], signals["enrollment"]
+        estimates = model.extract_batch(
+            mixtures, enrollments, lens["mixture"], lens["enrollment"]
+        )
+        assert estimates.isfinite().all() and estimates.any(1).all()
+        representation = model.encode_batch(mixtures, lens["mixture"])
+        embeddings = model.encode_speaker(enrollments, lens["enrollment"])
+        results.append((estimates, embeddings, representation))
+    for zeros, filled in zip(*results, strict=True):
+        assert torch.equal(zeros, filled)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_loudest_samples_that_are_taken_give_no_nan(backbone):
+    """And nothing louder is taken."""
+    model = TargetSpeechExtraction(stages_of(backbone), {"sample_rate": SAMPLE_RATE})
+    mixtures, enrollments = noise(1, 4000), noise(1, 4000, seed=1)
+    mixtures[0, 1000:2000] = LOUDEST
+    enrollments[0, 3000:] = -LOUDEST
+    estimates = model.extract_batch(mixtures, enrollments)
+    assert estimates.isfinite().all() and estimates.any()
+    mixtures[0, 1500] = 1.01 * LOUDEST
+    with pytest.raises(ValueError, match=r"mixtures hold NaN.*beyond 100000"):
+        model.extract_batch(mixtures, enrollments)
+
+
+def test_a_burst_in_a_file_is_told_with_its_time(model, audio):
+    samples = read(audio[0]).numpy()
+    samples[6000] = 1e25
+    soundfile.write(audio[0], samples, SAMPLE_RATE, subtype="FLOAT")
+    for mixture, enrollment in (audio, audio[::-1]):
+        with pytest.raises(AudioError, match=r"mixture\.wav: .*first at 0\.750 s"):
+            model.extract_file(mixture, enrollment)
+
+
+def test_what_fp32_does_not_hold_is_refused(model):
+    mixtures, enrollments = noise(1, 3000).double(), noise(1, 3000, seed=1)
+    embeddings = model.encode_speaker(enrollments).double()
+    embeddings[0, 3] = 1e300
+    with pytest.raises(ValueError, match="embeddings hold"):
+        model.extract_batch(mixtures, embeddings=embeddings)
+    mixtures[0, 5] = 1e300
+    with pytest.raises(ValueError, match="mixtures hold"):
+        model.extract_batch(mixtures, enrollments)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.Tensor.numpy,
+        lambda x: x.double().numpy(),
+        lambda x: x.numpy().astype(">f4"),
+        lambda x: np.asfortranarray(x.numpy()),
+        lambda x: x.numpy()[:, ::-1][:, ::-1],
+        torch.Tensor.tolist,
+        lambda x: list(x.numpy()),
+        list,
+    ],
+)
+def test_arrays_and_lists_are_taken(model, audio, convert):
+    mixtures, enrollments = noise(2, 3000), noise(2, 3000, seed=1)
+    lens = torch.tensor([1.0, 0.5])
+    expected = model.extract_batch(mixtures, enrollments, lens, lens)
+    given = map(convert, (mixtures, enrollments))
+    estimates = model.extract_batch(*given, lens.tolist(), lens.numpy())
+    torch.testing.assert_close(estimates, expected)
+    embeddings = model.encode_speaker(enrollments)
+    torch.testing.assert_close(
+        model.extract_batch(mixtures, embeddings=convert(embeddings)),
+        model.extract_batch(mixtures, embeddings=embeddings),
+    )
+    torch.testing.assert_close(
+        model.extract_file(audio[0], embeddings=convert(embeddings[:1])),
+        model.extract_file(audio[0], embeddings=embeddings[0]),
+    )
+
+
+@pytest.mark.parametrize("content", [None, "speech.wav", [[0.1, 0.2], [0.3]], [{}]])
+def test_what_is_no_array_is_refused_by_name(model, content):
+    given = noise(1, 3000)
+    for name, arguments in {
+        "enrollments": {"mixtures": given, "enrollments": content or ""},
+        "mixtures": {"mixtures": content, "enrollments": given},
+        "embeddings": {"mixtures": given, "embeddings": content or ""},
+        "The lengths of mixtures": {
+            "mixtures": given,
+            "enrollments": given,
+            "mixture_lens": content or "",
+        },
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} must be a tensor"):
+            model.extract_batch(**arguments)
+
+
+def test_the_device_follows_the_model(tmp_path):
+    export(tmp_path / "model")
+    model = TargetSpeechExtraction.from_hparams(
+        tmp_path / "model", run_opts={"device": "cpu"}
+    )
+    assert model.device == "cpu"
+    assert model.to("meta") is model
+    assert (model.device, model.device_type) == ("meta", "meta")
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_load_audio_gives_what_the_model_hears(model, tmp_path, rate):
+    """SpeechBrain's gives 16 kHz to every model."""
+    path = tmp_path / "stereo.wav"
+    signal = tones(rate)
+    soundfile.write(path, signal[:, None] * [0.5, 1.5], rate, subtype="FLOAT")
+    loaded = model.load_audio(path)
+    assert loaded.shape == (SAMPLE_RATE,)
+    inner = slice(400, -400)  # away from the ends of the filters
+    np.testing.assert_allclose(loaded[inner], tones(SAMPLE_RATE)[inner], atol=2e-3)
+    torch.testing.assert_close(model.load_audio(str(path)), loaded)
+    if rate == SAMPLE_RATE:
+        voice = noise(1, 4000)
+        torch.testing.assert_close(
+            model.extract_batch(loaded[None], voice)[0],
+            model.extract_file(path, embeddings=model.encode_speaker(voice)),
+        )
+
+
+@pytest.mark.parametrize("name", ["missing.wav", "folder that/is not/there.wav"])
+def test_load_audio_names_what_is_missing(model, name):
+    with pytest.raises(AudioError, match=name):
+        model.load_audio(name)
+
+
+def test_another_yaml_of_the_folder_is_loaded(tmp_path):
+    """Its name is the second argument, as in SpeechBrain."""
+    export(tmp_path / "model")
+    yaml = tmp_path / "model" / "hyperparams.yaml"
+    yaml.rename(yaml.with_name("other.yaml"))
+    model = TargetSpeechExtraction.from_hparams(tmp_path / "model", "other.yaml")
+    assert model.hparams.sample_rate == SAMPLE_RATE
+    with pytest.raises(FileNotFoundError, match=r"hyperparams\.yaml"):
+        TargetSpeechExtraction.from_hparams(tmp_path / "model")
+
+
+@pytest.mark.parametrize("overrides", [{"sample_rate": 16000}, "sample_rate: 16000"])
+def test_entries_of_the_yaml_are_overridden(tmp_path, overrides):
+    export(tmp_path / "model")
+    model = TargetSpeechExtraction.from_hparams(tmp_path / "model", overrides=overrides)
+    assert model.hparams.sample_rate == 16000
+
+
+def test_an_override_inside_of_a_stage(tmp_path):
+    export(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"(?s)does not fit the model.*separator"):
+        TargetSpeechExtraction.from_hparams(
+            tmp_path / "model", overrides={"separator": {"n_repeats": 3}}
+        )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "sample_rate: !apply:os.system [touch bad]",
+            "!apply:os.system is not allowed",
+        ),
+        ({"sample_rate": "!apply:os.system"}, None),
+        ({"sample_rate": "(!!python/name:os.system)"}, "in parentheses is not allowed"),
+        ({"separator": {"n_repeats": "<sample_rate>"}}, "without !ref"),
+        ({"no_such": 1}, "cannot take the overrides.*no_such"),
+        ({"sample_rate": {"deep": 1}}, "cannot take the overrides"),
+        ("sample_rate: [", "cannot take the overrides"),
+        ("sample_rate", "cannot take the overrides"),
+        (7, "cannot take the overrides"),
+    ],
+)
+def test_overrides_are_checked_as_the_yaml(tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    export(tmp_path / "model")
+    if message is None:  # a text of which nothing is made
+        load_model(tmp_path / "model", overrides=overrides)
+    else:
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "model", overrides=overrides)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_download_only_loads_nothing(tmp_path):
+    export(tmp_path / "model")
+    (tmp_path / "model" / "weights.ckpt").write_bytes(b"never read")
+    assert (
+        TargetSpeechExtraction.from_hparams(tmp_path / "model", download_only=True)
+        is None
+    )
+    with pytest.raises(FileNotFoundError):
+        TargetSpeechExtraction.from_hparams(tmp_path / "none", download_only=True)
 
 
 NAN = torch.full((1, 3000), float("nan"))
@@ -251,7 +514,7 @@ def test_enrollment_is_resampled_to_the_rate_of_the_model(model, audio, tmp_path
     slow = torch.from_numpy(resample_poly(np.float32(enrollment), 1, 2))
     torch.testing.assert_close(
         model.extract_file(audio[0], tmp_path / "fast.wav"),
-        model.extract_file(audio[0], embedding=model.encode_speaker(slow[None])),
+        model.extract_file(audio[0], embeddings=model.encode_speaker(slow[None])),
     )
 
 
@@ -259,8 +522,10 @@ def test_embeddings_of_several_enrollments_are_averaged(model, audio):
     embeddings = [model.encode_speaker(read(path)[None]) for path in audio]
     mean = (embeddings[0] + embeddings[1]) / 2
     several = model.extract_file(audio[0], list(audio))
-    torch.testing.assert_close(several, model.extract_file(audio[0], embedding=mean))
-    torch.testing.assert_close(several, model.extract_file(audio[0], embedding=mean[0]))
+    torch.testing.assert_close(several, model.extract_file(audio[0], embeddings=mean))
+    torch.testing.assert_close(
+        several, model.extract_file(audio[0], embeddings=mean[0])
+    )
 
 
 def test_files_of_one_name_do_not_collide(model, audio, tmp_path, monkeypatch):
@@ -372,11 +637,11 @@ def test_an_impossible_output_is_refused_before_the_work(model, audio, tmp_path,
         model.extract_file("not even read.wav", audio[1], output_path=tmp_path / name)
 
 
-def test_enrollment_paths_or_embedding_not_both_nor_neither(model, audio):
-    with pytest.raises(ValueError, match="either enrollment_paths or embedding"):
+def test_enrollment_paths_or_embeddings_not_both_nor_neither(model, audio):
+    with pytest.raises(ValueError, match="either enrollment_paths or embeddings"):
         model.extract_file(audio[0])
-    with pytest.raises(ValueError, match="either enrollment_paths or embedding"):
-        model.extract_file(*audio, embedding=torch.zeros(16))
+    with pytest.raises(ValueError, match="either enrollment_paths or embeddings"):
+        model.extract_file(*audio, embeddings=torch.zeros(16))
     with pytest.raises(ValueError, match="enrollment_paths is empty"):
         model.extract_file(audio[0], [])
 
@@ -384,7 +649,7 @@ def test_enrollment_paths_or_embedding_not_both_nor_neither(model, audio):
 @pytest.mark.parametrize("shape", [(3,), (2, 16), (2, 8), (1, 1, 16)])
 def test_an_embedding_of_a_file_is_one_of_the_model_s_size(model, audio, shape):
     with pytest.raises(ValueError, match=r"must have shape \(1, 16\)"):
-        model.extract_file(audio[0], embedding=torch.ones(shape))
+        model.extract_file(audio[0], embeddings=torch.ones(shape))
 
 
 def test_real_speech_at_its_own_rate(model, mini_librimix, tmp_path):

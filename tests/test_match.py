@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import foreign_class
-from tiny_model import build, export
+from tiny_model import TRAINING_YAML, build, export
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.evaluation import calibration
 from speechbrain_peer.evaluation.calibration import calibrate
+from speechbrain_peer.evaluation.trials import Trial
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.packaging.export import add_match_scorer, export_model
 from speechbrain_peer.training.fine_tuning import start_from
 
 SIZE, RATE = 16, 8000
@@ -135,7 +138,7 @@ def test_of_a_file_where_the_estimate_is_loudest(model, tmp_path, monkeypatch):
     soundfile.write(path, speech, RATE, "FLOAT")
     embedding = torch.ones(SIZE)
     estimate, match = loaded.extract_file(
-        path, embedding=embedding, channels="each", return_match=True
+        path, embeddings=embedding, channels="each", return_match=True
     )
     assert estimate.shape == (2, 30 * RATE)
     assert 0 <= match <= 1
@@ -143,10 +146,86 @@ def test_of_a_file_where_the_estimate_is_loudest(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
         loaded, "match_score", lambda *x: heard.append(x) or torch.zeros(1)
     )
-    loaded.extract_file(path, embedding=embedding, channels="each", return_match=True)
+    loaded.extract_file(path, embeddings=embedding, channels="each", return_match=True)
     piece, _ = heard[0]
     assert piece.shape[1] <= 12 * RATE
     assert piece.std() > 5 * estimate[0].std()  # the loud channel and place
+
+
+def speech_with_a_loud_part(seconds, loud):
+    """(time,), of which the seconds from `loud` on are ten times as loud."""
+    speech = np.random.default_rng(1).standard_normal(seconds * RATE) * 0.01
+    speech[loud * RATE : (loud + 5) * RATE] *= 10
+    return speech.astype(np.float32)
+
+
+def test_a_long_file_has_the_score_of_its_batch(model, tmp_path):
+    """Of both the same piece is heard, with as many channels as there are."""
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    path = tmp_path / "long.wav"
+    tracks = np.stack(
+        [speech_with_a_loud_part(31, 3) * 0.1, speech_with_a_loud_part(31, 22)], axis=1
+    )
+    soundfile.write(path, tracks, RATE, "FLOAT")
+    voice = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(2))
+    estimates, match = loaded.extract_file(
+        path, embeddings=voice, channels="each", return_match=True
+    )
+    expected = loaded.match_score(estimates[1:], voice).item()
+    assert abs(match - expected) < 1e-6
+    assert abs(loaded.match_score(estimates[:1], voice).item() - expected) > 1e-4
+
+
+def test_the_loudest_piece_of_an_estimate_is_heard(model):
+    """In a batch, too, whatever the others' lengths are, and the padding's content."""
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    voice = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(2))
+    seconds = (30, 17, 9)
+    estimates = torch.full((3, 30 * RATE), torch.nan)
+    for row, length in zip(estimates, seconds, strict=True):
+        row[: length * RATE] = torch.from_numpy(speech_with_a_loud_part(length, 12))
+    lens = torch.tensor(seconds) / 30
+    scores = loaded.match_score(estimates, voice.expand(3, -1), lens)
+    for row, length, score in zip(estimates, seconds, scores, strict=True):
+        row = row[: length * RATE]
+        windows = row.unfold(0, min(length, 12) * RATE, RATE)
+        loudest = windows[windows.square().sum(1).argmax()]
+        alone = loaded.match_score(loudest[None], voice)
+        torch.testing.assert_close(alone[0], score, atol=1e-4, rtol=0)
+
+
+def test_what_is_calibrated_is_what_is_asked(tmp_path, monkeypatch):
+    """Of mixtures that are longer than the piece that is heard."""
+    folder, heard = tmp_path / "model", []
+    # Causal: a file has the estimate of a batch.
+    text = TRAINING_YAML.replace("adaptation: mul", "adaptation: mul\n    causal: True")
+    (tmp_path / "run.yaml").write_text(text)
+    export_model(tmp_path / "run.yaml", load_hyperpyyaml(text)["modules"], folder)
+    trials = [
+        Trial(
+            id=name,
+            speakers=(name, f"{name}'s interferer"),
+            target=speech_with_a_loud_part(20, 14),
+            interferers=(1e-3 * speech_with_a_loud_part(20, 2)[::-1],),
+            noise=np.zeros(20 * RATE, np.float32),
+            enrollment=np.roll(speech_with_a_loud_part(3, 0), len(name)),
+        )
+        for name in ("a", "bb")
+    ]
+    monkeypatch.setattr(calibration, "read_trials", lambda *_: trials)
+    monkeypatch.setattr(MatchScorer, "fit", lambda scorer, *given: heard.append(given))
+    calibrate(folder, "manifest", "root")
+    ((enrolled, estimated, matches),) = heard
+    assert matches.tolist() == [1, 1, 0, 0]
+    add_match_scorer(folder, MatchScorer(SIZE))
+    loaded, asked = TargetSpeechExtraction.from_hparams(folder), []
+    loaded.mods.match_scorer.register_forward_pre_hook(lambda _, x: asked.append(x[1]))
+    path = tmp_path / "mixture.wav"
+    for trial, voice in zip(trials, enrolled, strict=False):
+        soundfile.write(path, trial.mixture, RATE, "FLOAT")
+        loaded.extract_file(path, embeddings=voice, return_match=True)
+    for voice, expected in zip(asked, estimated[:2], strict=True):
+        torch.testing.assert_close(voice[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -158,7 +237,7 @@ def test_a_file_has_the_score_of_a_batch(model, tmp_path, sign):
     path = tmp_path / "mixture.wav"
     soundfile.write(path, speech[0].numpy(), RATE, "FLOAT")
     embedding = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(2))
-    _, match = loaded.extract_file(path, embedding=embedding, return_match=True)
+    _, match = loaded.extract_file(path, embeddings=embedding, return_match=True)
     estimates = loaded.extract_batch(speech, embeddings=embedding)
     expected = loaded.match_score(estimates, embedding).item()
     inverted = loaded.match_score(-estimates, embedding).item()

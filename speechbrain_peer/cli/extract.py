@@ -51,7 +51,7 @@ def run(options):
         try:
             check_output(output, options.enrollment)
             _, match = model.extract_file(
-                mixture, embedding=embedding, output_path=output, return_match=True
+                mixture, embeddings=embedding, output_path=output, return_match=True
             )
             print(output if match is None else f"{output}\tmatch {match:.2f}")
         except (ValueError, OSError) as error:

@@ -19,9 +19,8 @@ from speechbrain_peer.evaluation.trials import (
     vary,
 )
 from speechbrain_peer.inference.interface import TargetSpeechExtraction
-from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.inference.match import MatchScorer, listen
 from speechbrain_peer.packaging.export import add_match_scorer, check_replaceable
-from speechbrain_peer.peer_learning.exchange import embed
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import restore_folder
 
@@ -68,7 +67,8 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     model = TargetSpeechExtraction.from_hparams(
         folder, run_opts={"device": device}, trust=trust
     )
-    trials = read_trials(manifest, data_root, model.hparams.sample_rate, MOST_TRIALS)
+    rate = model.hparams.sample_rate
+    trials = read_trials(manifest, data_root, rate, MOST_TRIALS)
     try:
         absent = vary(trials, absent_target(trials))
     except TooFewSpeakers as error:
@@ -78,9 +78,11 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     with tqdm(total=2 * len(trials), desc="calibrating the match score") as progress:
         for kind, present in ((trials, True), (absent, False)):
             for trial in kind:
-                embedded, estimate = listen(model, trial)
-                embeddings.append(embedded)
-                right = is_right(score_estimate(estimate, trial))
+                enrolled, estimate = extract_trial(model, trial)
+                with torch.no_grad():
+                    heard = listen(model.mods, estimate, None, rate)
+                embeddings.append((enrolled.cpu(), heard.cpu()))
+                right = is_right(score_estimate(estimate[0].cpu().numpy(), trial))
                 matches.append(float(present and right))
                 progress.update()
     if len(set(matches)) < 2:
@@ -90,19 +92,3 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     scorer = MatchScorer(enrolled.shape[1])
     scorer.fit(enrolled, estimated, torch.tensor(matches))
     add_match_scorer(folder, scorer)
-
-
-def listen(model, trial):
-    """Extracts, and embeds what a match score compares.
-
-    Returns
-    -------
-    embeddings : tuple of torch.Tensor
-        Of enrollment and estimate, on the CPU, each (1, embedding).
-    estimate : np.ndarray
-        (time,).
-    """
-    enrolled, estimate = extract_trial(model, trial)
-    with torch.no_grad():
-        heard = embed(model.mods, estimate)
-    return (enrolled.cpu(), heard.cpu()), estimate[0].cpu().numpy()

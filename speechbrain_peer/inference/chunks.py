@@ -1,21 +1,24 @@
 """Extraction from hours of audio: chunk by chunk, in bounded memory.
 
-A mixture is cut into chunks that overlap. The estimates of neighbours are cross-faded
-in the middle of the overlap, so that nothing is used of what is near the edge of a
-chunk, where the network lacks context. The level of the estimate is one for the whole
-mixture and known at its end only; until then the estimate is kept in a file.
+A mixture is cut into chunks. A model that extracts from streams goes on from one to the
+next. For others the chunks overlap, and the estimates of neighbours are cross-faded in
+the middle of the overlap, so that nothing is used of what is near the edge of a chunk,
+where the network lacks context. The level of the estimate is one for the whole mixture
+and known at its end only; until then the estimate is kept in a file.
 """
 
 import math
+import os
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+from speechbrain_peer.inference import streams
+from speechbrain_peer.inference.match import PIECE, find_loudest
 from speechbrain_peer.inference.recordings import (
     BLOCK,
     average_channels,
@@ -99,54 +102,6 @@ def cut_chunks(blocks, bounds):
         held = [samples]
 
 
-class RunningSums(TorchFunctionMode):
-    """Lets running sums over frames go on from chunk to chunk.
-
-    The cumulative norms of a causal network then have the statistics of the whole
-    signal up to a frame. In the frames that a chunk has in common with the one before,
-    the sums are those of that one, whose first frames have not lacked context.
-
-    Arguments
-    ---------
-    context : int
-        How many frames neighbours have in common.
-
-    Example
-    -------
-    >>> sums, frames = RunningSums(context=2), torch.ones(1, 10)
-    >>> with sums:
-    ...     frames[:, :6].cumsum(1)
-    tensor([[1., 2., 3., 4., 5., 6.]])
-    >>> with sums:
-    ...     frames[:, 4:].cumsum(1)
-    tensor([[ 5.,  6.,  7.,  8.,  9., 10.]])
-    """
-
-    def __init__(self, context):
-        super().__init__()
-        self.context = context
-        self.before, self.now = [], []
-
-    def __enter__(self):
-        """Starts a chunk."""
-        self.before, self.now = self.now, []
-        return super().__enter__()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Calls a function of PyTorch."""
-        sums = func(*args, **(kwargs or {}))
-        if func not in (torch.cumsum, torch.Tensor.cumsum):
-            return sums
-        if self.before:
-            # The network calls the same functions in the same order every time.
-            past = self.before[len(self.now)]
-            context = self.context
-            sums = sums - sums[:, context - 1 : context] + past[:, -1:]
-            sums[:, :context] = past
-        self.now.append(sums[:, -self.context :].clone())
-        return sums
-
-
 def extract_chunks(modules, blocks, embedding, length, sample_rate, channels):
     """Extracts one talker from every channel of a stream.
 
@@ -172,35 +127,76 @@ def extract_chunks(modules, blocks, embedding, length, sample_rate, channels):
     estimate : np.ndarray
         Theirs, without a level.
     """
+    state = streams.init_state(modules, batch=1)
+    if state is None:
+        yield from _overlap(modules, blocks, embedding, length, sample_rate)
+    else:
+        states = [state] * channels
+        yield from _go_on(modules, blocks, embedding, length, sample_rate, states)
+
+
+def _overlap(modules, blocks, embedding, length, sample_rate):
+    """`extract_chunks` with neighbours that are cross-faded."""
     bounds = chunk_bounds(length, sample_rate)
     overlap = round(OVERLAP * sample_rate)
     weights = _fade_in(overlap, round(FADE * sample_rate))
-    memories = [nullcontext()] * channels
-    if len(bounds) > 1 and _is_causal(modules["separator"]):
-        silence = torch.zeros(1, overlap, device=embedding.device)
-        context = modules["encoder"](silence, None)[0].shape[1]
-        memories = [RunningSums(context) for _ in range(channels)]
-    chunks = tqdm(
+    last = None
+    for chunk, (_, end) in zip(_shown(blocks, bounds), bounds, strict=True):
+        # One channel after the other: a chunk's memory is that of one.
+        estimate = np.concatenate(
+            [
+                _as_samples(extract(modules, waveform, embedding))
+                for waveform in _as_waveforms(chunk, embedding)
+            ],
+            axis=1,
+        )
+        if last is not None:
+            estimate[:overlap] = last + weights * (estimate[:overlap] - last)
+        done = len(chunk) if end == length else len(chunk) - overlap
+        yield chunk[:done], estimate[:done]
+        last = estimate[done:]
+
+
+def _go_on(modules, blocks, embedding, length, sample_rate, states):
+    """`extract_chunks` with a state of each channel's stream."""
+    size = round(CHUNK * sample_rate)
+    starts = range(0, length, size)
+    bounds = [(start, min(start + size, length)) for start in starts]
+    late = np.zeros((0, len(states)), np.float32)
+    for chunk in _shown(blocks, bounds):
+        estimates = []
+        for channel, waveform in enumerate(_as_waveforms(chunk, embedding)):
+            stepped = streams.step(modules, waveform, embedding, states[channel])
+            estimate, states[channel] = stepped
+            estimates.append(_as_samples(estimate))
+        estimate = np.concatenate(estimates, axis=1)
+        late = np.concatenate((late, chunk))
+        yield late[: len(estimate)], estimate
+        late = late[len(estimate) :]
+    rests = (streams.finish(modules, embedding, state, len(late)) for state in states)
+    yield late, np.concatenate([_as_samples(rest) for rest in rests], axis=1)
+
+
+def _shown(blocks, bounds):
+    """The chunks, with a progress bar if they are many."""
+    return tqdm(
         cut_chunks(blocks, bounds),
         desc="Extracting",
         total=len(bounds),
         unit="chunk",
         disable=len(bounds) < MANY_CHUNKS,
     )
-    last = None
-    for chunk, (_, end) in zip(chunks, bounds, strict=True):
-        # One channel after the other: a chunk's memory is that of one.
-        estimate = np.empty_like(chunk)
-        for channel, memory in enumerate(memories):
-            waveform = torch.from_numpy(chunk[:, channel].copy())[None]
-            with memory:
-                extracted = extract(modules, waveform.to(embedding.device), embedding)
-            estimate[:, channel] = extracted[0].float().cpu().numpy()
-        if last is not None:
-            estimate[:overlap] = last + weights * (estimate[:overlap] - last)
-        done = len(chunk) if end == length else len(chunk) - overlap
-        yield chunk[:done], estimate[:done]
-        last = estimate[done:]
+
+
+def _as_waveforms(chunk, embedding):
+    """Yields each channel of (samples, channels) as (1, samples), on the device."""
+    for channel in chunk.T:
+        yield torch.from_numpy(channel.copy())[None].to(embedding.device)
+
+
+def _as_samples(estimate):
+    """(1, samples) as (samples, 1)."""
+    return estimate.float().cpu().numpy().T
 
 
 @torch.no_grad()
@@ -227,9 +223,8 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
     blocks : callable
         Returns an iterator over the estimate from its start, (samples, channels), at
         the recording's rate and of its length.
-    loudest : np.ndarray
-        The piece of the estimate with the most energy, of up to a chunk, with its
-        level, at the model's rate, (samples, channels).
+    estimate : Estimate
+        The same at the model's rate.
     """
     rates = recording.sample_rate, sample_rate
     mixture = recording.blocks()
@@ -249,7 +244,7 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
             yield block[:left]
             left = max(left - len(block), 0)
 
-    return blocks, estimate.loudest * estimate.scale()
+    return blocks, estimate
 
 
 class Estimate:
@@ -278,15 +273,11 @@ class Estimate:
     def __init__(self, file, channels):
         self.file = file
         self.energy, self.shared = np.zeros(channels), np.zeros(channels)
-        self.loudest, self.highest = None, -1.0
 
     def append(self, mixture, estimate):
         """Adds the next samples, float32, (samples, channels)."""
         precise = estimate.astype(np.float64)
-        energy = np.square(precise).sum(axis=0)
-        if energy.sum() > self.highest:
-            self.loudest, self.highest = estimate, energy.sum()
-        self.energy += energy
+        self.energy += np.square(precise).sum(axis=0)
         self.shared += (mixture * precise).sum(axis=0)
         self.file.write(estimate.tobytes())
 
@@ -303,6 +294,31 @@ class Estimate:
         row = scale.nbytes
         while data := self.file.read(BLOCK * row):
             yield np.frombuffer(data, np.float32).reshape(-1, len(scale)) * scale
+
+    def loudest(self, sample_rate):
+        """Its loudest piece, of its loudest channel: what a match score listens to.
+
+        Arguments
+        ---------
+        sample_rate : int
+            In Hz.
+
+        Returns
+        -------
+        np.ndarray
+            float32, with its level, (time,).
+        """
+        length = self.file.seek(0, os.SEEK_END) // self.scale().nbytes
+        seconds = range(0, length, sample_rate)
+        bounds = [(start, min(start + sample_rate, length)) for start in seconds]
+        energies = [
+            np.square(second, dtype=np.float64).sum(axis=0)
+            for second in cut_chunks(self.blocks(), bounds)
+        ]
+        first, channel = find_loudest(torch.from_numpy(np.stack(energies)))
+        bounds = [(first * sample_rate, min((first + PIECE) * sample_rate, length))]
+        (piece,) = cut_chunks(self.blocks(), bounds)
+        return piece[:, channel]
 
 
 @contextmanager
@@ -333,7 +349,3 @@ def _fade_in(overlap, fade):
     position = np.arange(overlap) - (overlap - fade) / 2 + 0.5
     progress = np.clip(position / fade, 0, 1)[:, None]
     return np.square(np.sin(np.pi / 2 * progress)).astype(np.float32)
-
-
-def _is_causal(separator):
-    return any(getattr(module, "causal", False) for module in separator.modules())

@@ -1,8 +1,46 @@
 """What inference accepts: clear errors instead of NaN and silent nonsense."""
 
+import numpy as np
 import torch
 
+from speechbrain_peer.utils.audio import LOUDEST
 from speechbrain_peer.utils.signal import SHORTEST_ENROLLMENT, sample_mask
+
+
+def as_tensor(name, values):
+    """Makes a tensor of what may be an array or a list.
+
+    Arguments
+    ---------
+    name : str
+        What it is, for errors.
+    values : torch.Tensor, np.ndarray or list
+        Numbers.
+
+    Returns
+    -------
+    torch.Tensor
+
+    Raises
+    ------
+    ValueError
+        If they are no numbers, or the rows of a list have several lengths.
+
+    Example
+    -------
+    >>> as_tensor("mixtures", np.zeros((2, 3))[:, ::-1]).shape
+    torch.Size([2, 3])
+    """
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        # PyTorch takes neither reversed arrays nor those of another byte order.
+        array = np.asarray(values)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), "C"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be a tensor, or an array or list to make one of: {error}"
+        ) from error
 
 
 def check_waveforms(name, waveforms, lens, device):
@@ -12,9 +50,9 @@ def check_waveforms(name, waveforms, lens, device):
     ---------
     name : str
         What they are, for errors.
-    waveforms : torch.Tensor
+    waveforms : torch.Tensor, np.ndarray or list
         (batch, time).
-    lens : torch.Tensor or None
+    lens : torch.Tensor, np.ndarray, list or None
         Relative lengths (batch,), in (0, 1].
     device : torch.device
         Where the model is.
@@ -22,16 +60,17 @@ def check_waveforms(name, waveforms, lens, device):
     Returns
     -------
     waveforms : torch.Tensor
-        fp32, (batch, time).
+        fp32, zero in the padding, whatever was there, (batch, time).
     lens : torch.Tensor or None
         fp32, (batch,).
 
     Raises
     ------
     ValueError
-        If they have another shape, are no floats, are not finite, or the lengths are
-        not relative.
+        If they have another shape, are no floats, hold NaN or samples beyond
+        `utils.audio.LOUDEST`, or the lengths are not relative.
     """
+    waveforms = as_tensor(name, waveforms)
     if waveforms.dim() != 2 or not waveforms.numel():
         raise ValueError(
             f"{name} must be (batch, time), but have shape {tuple(waveforms.shape)}"
@@ -40,16 +79,17 @@ def check_waveforms(name, waveforms, lens, device):
         raise ValueError(
             f"{name} must be floating point, full scale at 1, not {waveforms.dtype}"
         )
-    _check_finite(name, waveforms)
     waveforms = waveforms.to(device, torch.float32)
-    if lens is None:
-        return waveforms, None
-    lens = torch.as_tensor(lens, dtype=torch.float32, device=device)
-    if lens.shape != waveforms.shape[:1] or not ((lens > 0) & (lens <= 1)).all():
-        raise ValueError(
-            f"The lengths of {name} must be {len(waveforms)} numbers in (0, 1], "
-            f"but are {lens.tolist()}"
-        )
+    if lens is not None:
+        lens = as_tensor(f"The lengths of {name}", lens).to(device, torch.float32)
+        if lens.shape != waveforms.shape[:1] or not ((lens > 0) & (lens <= 1)).all():
+            raise ValueError(
+                f"The lengths of {name} must be {len(waveforms)} numbers in (0, 1], "
+                f"but are {lens.tolist()}"
+            )
+        padding = sample_mask(lens, waveforms.shape[1], waveforms) == 0
+        waveforms = waveforms.masked_fill(padding, 0.0)
+    _check_finite(name, waveforms)
     return waveforms, lens
 
 
@@ -88,7 +128,7 @@ def check_embeddings(embeddings, shape, weight, name="mixtures"):
 
     Arguments
     ---------
-    embeddings : torch.Tensor
+    embeddings : torch.Tensor, np.ndarray or list
         (batch, embedding).
     shape : tuple of int
         The batch size and embedding size they must have.
@@ -105,18 +145,24 @@ def check_embeddings(embeddings, shape, weight, name="mixtures"):
     Raises
     ------
     ValueError
-        If they are not one for each mixture, of another size, or not finite.
+        If they are not one for each mixture, of another size, or hold NaN or values
+        beyond `utils.audio.LOUDEST`.
     """
+    embeddings = as_tensor("embeddings", embeddings)
     if embeddings.shape != shape:
         raise ValueError(
             f"Give as many enrollments or embeddings as {name}: embeddings must have "
             f"shape {tuple(shape)}, but have {tuple(embeddings.shape)}"
         )
+    embeddings = embeddings.to(weight)
     _check_finite("embeddings", embeddings)
-    return embeddings.to(weight)
+    return embeddings
 
 
 def _check_finite(name, batch):
-    bad = (~batch.isfinite().all(1)).nonzero().flatten().tolist()
+    bad = (~(batch.abs() <= LOUDEST).all(1)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"{name} hold NaN or infinite values (in the batch: {bad})")
+        raise ValueError(
+            f"{name} hold NaN, infinite values or some beyond {LOUDEST:g} (in the "
+            f"batch: {bad})"
+        )

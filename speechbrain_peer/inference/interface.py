@@ -6,23 +6,30 @@ import os
 import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.data_utils import split_path
+from speechbrain.utils.fetching import fetch
 
 from speechbrain_peer.inference.chunks import extract_recording, file_beside
 from speechbrain_peer.inference.inputs import (
+    as_tensor,
     check_embeddings,
     check_enrollments,
     check_waveforms,
 )
+from speechbrain_peer.inference.match import listen
 from speechbrain_peer.inference.recordings import (
     Recording,
+    average_channels,
     check_output,
     choose_encoding,
     read_start,
     resample_blocks,
     write_blocks,
 )
-from speechbrain_peer.packaging.loading import HPARAMS_FILE, load_model
+from speechbrain_peer.packaging.loading import HPARAMS_FILE, fetch_model, load_model
 from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.signal import match_level
 
 # Seconds that are used of an enrollment file: more takes memory and tells little.
@@ -76,15 +83,27 @@ class TargetSpeechExtraction(Pretrained):
             raise ValueError(f"The model lacks the modules {', '.join(missing)}")
         super().__init__(modules, hparams, run_opts, freeze_params)
 
+    def _apply(self, fn, recurse=True):
+        """What `.to()` and its kind call; the base class would not follow."""
+        super()._apply(fn, recurse)
+        device = next(self.mods.parameters()).device
+        self.device, self.device_type = str(device), device.type
+        dtype = AMPConfig.from_name(self.precision).dtype
+        self.inference_ctx = TorchAutocast(device_type=device.type, dtype=dtype)
+        return self
+
     @classmethod
     def from_hparams(
         cls,
         source,
+        hparams_file=HPARAMS_FILE,
+        *,
+        overrides=None,
         savedir=None,
+        download_only=False,
         run_opts=None,
         trust=False,
         freeze_params=True,
-        hparams_file=HPARAMS_FILE,
         revision=None,
     ):
         """Loads an exported model.
@@ -94,8 +113,14 @@ class TargetSpeechExtraction(Pretrained):
         source : str or pathlib.Path
             A folder, read in place, the name of a model that comes with the package,
             or a model of the Hugging Face Hub.
+        hparams_file : str
+            Name of the YAML.
+        overrides : dict or str, optional
+            Values, or YAML, for entries of the YAML in place of its own.
         savedir : str or pathlib.Path, optional
             Where a model of the Hub is put; by default the Hub's cache.
+        download_only : bool
+            Whether to get the model's files and no more.
         run_opts : dict, optional
             SpeechBrain's options, such as `{"device": "cuda:0"}`.
         trust : bool
@@ -103,17 +128,48 @@ class TargetSpeechExtraction(Pretrained):
             build networks of this package, SpeechBrain and PyTorch is refused.
         freeze_params : bool
             Whether to forbid training of the stages.
-        hparams_file : str
-            Name of the YAML.
         revision : str, optional
             Of a model of the Hub: a branch, a tag or a commit.
 
         Returns
         -------
-        TargetSpeechExtraction
+        TargetSpeechExtraction or None
+            None with `download_only`.
         """
-        modules, hparams = load_model(source, savedir, trust, hparams_file, revision)
+        if download_only:
+            fetch_model(source, savedir, hparams_file, revision)
+            return None
+        modules, hparams = load_model(
+            source, savedir, trust, hparams_file, revision, overrides
+        )
         return cls(modules, hparams, run_opts, freeze_params)
+
+    def load_audio(self, path, savedir=None):
+        """Loads an audio file as `extract_file` hears it.
+
+        Arguments
+        ---------
+        path : str or pathlib.Path
+            A file of any rate and number of channels, or where SpeechBrain's `fetch`
+            finds one: a URL, or a file of a model of the Hugging Face Hub.
+        savedir : str or pathlib.Path, optional
+            Where to put a file that is downloaded.
+
+        Returns
+        -------
+        torch.Tensor
+            (time,), the mean of the channels at the model's sample rate, on its device.
+
+        Raises
+        ------
+        AudioError
+            If the file cannot be read.
+        """
+        if not os.path.exists(path):
+            path = _fetch_audio(path, savedir)
+        recording = Recording.open(path)
+        blocks = average_channels(recording.blocks())
+        return self._waveform(blocks, recording.sample_rate)[0].to(self.device)
 
     def encode_batch(self, mixtures, mixture_lens=None):
         """Represents mixtures.
@@ -131,7 +187,7 @@ class TargetSpeechExtraction(Pretrained):
             (batch, filters, frames).
         """
         mixtures, mixture_lens = check_waveforms(
-            "mixtures", mixtures, mixture_lens, self._device()
+            "mixtures", mixtures, mixture_lens, self.device
         )
         with self.inference_ctx:
             representation, _ = self.mods.encoder(mixtures, mixture_lens)
@@ -153,7 +209,7 @@ class TargetSpeechExtraction(Pretrained):
             (batch, embedding).
         """
         enrollments, lens = check_waveforms(
-            "enrollments", enrollments, enrollment_lens, self._device()
+            "enrollments", enrollments, enrollment_lens, self.device
         )
         check_enrollments(enrollments, lens, self.hparams.sample_rate)
         with self.inference_ctx:
@@ -193,6 +249,7 @@ class TargetSpeechExtraction(Pretrained):
         torch.Tensor
             (batch, time), without a level: see `utils.signal.match_level`.
         """
+        representation = as_tensor("representation", representation).to(self.device)
         with self.inference_ctx:
             waveforms = self.mods.decoder(representation.transpose(1, 2), length)
         return waveforms[:, 0]
@@ -229,7 +286,7 @@ class TargetSpeechExtraction(Pretrained):
         if (enrollments is None) == (embeddings is None):
             raise ValueError("Give either enrollments or embeddings")
         mixtures, mixture_lens = check_waveforms(
-            "mixtures", mixtures, mixture_lens, self._device()
+            "mixtures", mixtures, mixture_lens, self.device
         )
         if embeddings is None:
             embeddings = self.encode_speaker(enrollments, enrollment_lens)
@@ -246,7 +303,8 @@ class TargetSpeechExtraction(Pretrained):
     def match_score(self, estimates, embeddings, lens=None):
         """Tells how likely each estimate is the enrolled talker.
 
-        It is low where the talker is not in the mixture, or another was taken.
+        It is low where the talker is not in the mixture, or another was taken. Of an
+        estimate of more than 12 s the loudest 12 s tell.
 
         Arguments
         ---------
@@ -272,10 +330,10 @@ class TargetSpeechExtraction(Pretrained):
             raise ValueError(
                 "The model tells no match score: calibrate it (`tse calibrate`)"
             )
-        estimates, lens = check_waveforms("estimates", estimates, lens, self._device())
+        estimates, lens = check_waveforms("estimates", estimates, lens, self.device)
         embeddings = self._checked(embeddings, len(estimates), "estimates")
         with self.inference_ctx:
-            heard = embed(self.mods, estimates, lens)
+            heard = listen(self.mods, estimates, lens, self.hparams.sample_rate)
             scores = self.mods.match_scorer(embeddings, heard)
         return scores * estimates.any(1)
 
@@ -287,7 +345,7 @@ class TargetSpeechExtraction(Pretrained):
         self,
         mixture_path,
         enrollment_paths=None,
-        embedding=None,
+        embeddings=None,
         output_path=None,
         channels="mix",
         return_match=False,
@@ -306,7 +364,7 @@ class TargetSpeechExtraction(Pretrained):
         enrollment_paths : str, pathlib.Path or list of these, optional
             Speech of the talker, of which the first 25 s are used; channels are
             averaged, and so are the embeddings of several files.
-        embedding : torch.Tensor, optional
+        embeddings : torch.Tensor, optional
             In place of enrollments, (embedding,) or (1, embedding).
         output_path : str or pathlib.Path, optional
             Where to write the estimate, as `recordings.write_blocks` does: never
@@ -331,8 +389,8 @@ class TargetSpeechExtraction(Pretrained):
         AudioError
             If a file cannot be read, or the output would replace an input.
         """
-        if (enrollment_paths is None) == (embedding is None):
-            raise ValueError("Give either enrollment_paths or embedding")
+        if (enrollment_paths is None) == (embeddings is None):
+            raise ValueError("Give either enrollment_paths or embeddings")
         if channels not in ("mix", "each"):
             raise ValueError(f"channels '{channels}': choose mix or each")
         enrollment_paths = _as_list(enrollment_paths)
@@ -342,47 +400,46 @@ class TargetSpeechExtraction(Pretrained):
         n_channels = 1 if channels == "mix" else mixture.channels
         if output_path is not None:
             encoding = choose_encoding(output_path, mixture, n_channels)
-        if embedding is None:
-            embedding = self.encode_speaker_files(enrollment_paths)
-        embedding = self._checked(torch.atleast_2d(embedding), 1)
-        work = (self.mods, mixture, embedding, n_channels, self.hparams.sample_rate)
-        if output_path is None:
+        if embeddings is None:
+            embeddings = self.encode_speaker_files(enrollment_paths)
+        embeddings = torch.atleast_2d(as_tensor("embeddings", embeddings))
+        embeddings = self._checked(embeddings, 1)
+        work = (self.mods, mixture, embeddings, n_channels, self.hparams.sample_rate)
+        in_memory = output_path is None
+        with io.BytesIO() if in_memory else file_beside(output_path) as file:
             with self.inference_ctx:
-                blocks, loudest = extract_recording(*work, io.BytesIO())
-            result = torch.from_numpy(np.concatenate(list(blocks())).T)
-            result = result[0] if channels == "mix" else result
-        else:
-            with file_beside(output_path) as file:
-                with self.inference_ctx:
-                    blocks, loudest = extract_recording(*work, file)
+                blocks, estimate = extract_recording(*work, file)
+            if in_memory:
+                result = torch.from_numpy(np.concatenate(list(blocks())).T)
+                result = result[0] if channels == "mix" else result
+            else:
                 write_blocks(output_path, blocks, encoding)
-            result = output_path
-        if not return_match:
-            return result
-        return result, self._match(loudest, embedding) if self.tells_match else None
+                result = output_path
+            if not return_match:
+                return result
+            return result, self._match(estimate, embeddings)
 
-    def _match(self, estimate, embedding):
-        """Match score of a piece, (samples, channels), by its loudest channel."""
-        channel = np.square(estimate).sum(0).argmax()
-        loudest = torch.from_numpy(np.ascontiguousarray(estimate[:, channel]))
-        return self.match_score(loudest[None], embedding).item()
+    def _match(self, estimate, embeddings):
+        if not self.tells_match:
+            return None
+        loudest = estimate.loudest(self.hparams.sample_rate).copy()
+        return self.match_score(torch.from_numpy(loudest)[None], embeddings).item()
 
     def _embed_file(self, path):
-        blocks, rate = read_start(path, LONGEST_ENROLLMENT)
-        blocks = resample_blocks(blocks, rate, self.hparams.sample_rate)
-        waveform = torch.from_numpy(np.concatenate(list(blocks)).T)
+        waveform = self._waveform(*read_start(path, LONGEST_ENROLLMENT))
         try:
             return self.encode_speaker(waveform)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def _waveform(self, blocks, rate):
+        """One channel at the model's rate, (1, time)."""
+        blocks = resample_blocks(blocks, rate, self.hparams.sample_rate)
+        return torch.from_numpy(np.concatenate(list(blocks)).T)
+
     def _checked(self, embeddings, count, name="mixtures"):
         shape = (count, self.mods.speaker_encoder.embedding_size)
         return check_embeddings(embeddings, shape, next(self.mods.parameters()), name)
-
-    def _device(self):
-        # Not self.device, which does not follow .to().
-        return next(self.mods.parameters()).device
 
 
 def _as_list(paths):
@@ -390,3 +447,14 @@ def _as_list(paths):
     if paths is None:
         return []
     return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+
+def _fetch_audio(path, savedir):
+    source, name = split_path(str(path))
+    try:
+        return fetch(name, source=source, savedir=savedir)
+    # Whatever the Hub's client raises, for an unknown name as for a lost network.
+    except Exception as error:
+        raise AudioError(
+            f"{path}: no such file, nor can it be fetched: {error}"
+        ) from error

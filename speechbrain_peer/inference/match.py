@@ -4,17 +4,89 @@ A network trained to extract always gives something, also where the talker is ab
 or was mistaken for another. The model's own speaker network listens to the estimate,
 and a logistic regression turns the similarity to the enrollment into a probability. It
 is fitted on mixtures of held-out speakers, half of them with the enrollment of
-somebody who is not there.
+somebody who is not there. Of an estimate, here as there, the loudest piece is heard.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from speechbrain_peer.peer_learning.exchange import embed
+from speechbrain_peer.utils.signal import sample_mask
+
+# Seconds of the piece: more takes memory and tells little.
+PIECE = 12
 # Pulls the weights to zero: a perfect separation has no finite ones.
 RIDGE = 1e-4
 # Of a value that is the same for all voices.
 SMALLEST_SPREAD = 1e-6
+
+
+def find_loudest(energies):
+    """Finds the piece with the most energy.
+
+    Arguments
+    ---------
+    energies : torch.Tensor
+        Of every second of every channel, (seconds, channels).
+
+    Returns
+    -------
+    first : int
+        The second at which the piece begins; it lasts `PIECE` seconds or less.
+    channel : int
+        Its channel.
+
+    Example
+    -------
+    >>> energies = torch.zeros(60, 2)
+    >>> energies[40, 1] = 1.0
+    >>> find_loudest(energies)
+    (29, 1)
+    """
+    sums = energies.unfold(0, min(PIECE, len(energies)), 1).sum(-1)
+    return divmod(sums.argmax().item(), energies.shape[1])
+
+
+def listen(modules, estimates, lens, sample_rate):
+    """Embeds the loudest piece of each estimate.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    estimates : torch.Tensor
+        (batch, time).
+    lens : torch.Tensor or None
+        Relative lengths (batch,).
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, embedding).
+    """
+    if estimates.shape[1] > PIECE * sample_rate:
+        samples = sample_mask(lens, estimates.shape[1], estimates).sum(1).long()
+        samples = samples.expand(len(estimates)).tolist()
+        pieces = [
+            _loudest_piece(estimate[:length], sample_rate)
+            for estimate, length in zip(estimates, samples, strict=True)
+        ]
+        estimates = pad_sequence(pieces, batch_first=True)
+        lens = estimates.new_tensor([len(piece) for piece in pieces])
+        lens = lens / estimates.shape[1]
+    return embed(modules, estimates, lens)
+
+
+def _loudest_piece(estimate, sample_rate):
+    """(time,) to (time,)."""
+    padded = F.pad(estimate.double(), (0, -len(estimate) % sample_rate))
+    energies = padded.square().unflatten(0, (-1, sample_rate)).sum(1, keepdim=True)
+    start = find_loudest(energies)[0] * sample_rate
+    return estimate[start : start + PIECE * sample_rate]
 
 
 class MatchScorer(nn.Module):

@@ -16,7 +16,7 @@ import soundfile
 from scipy.signal import resample_poly
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_peer.utils.audio import AudioError
+from speechbrain_peer.utils.audio import LOUDEST, AudioError
 from speechbrain_peer.utils.files import whole_file
 
 logger = get_logger(__name__)
@@ -71,8 +71,8 @@ class Recording(NamedTuple):
         Raises
         ------
         AudioError
-            If the file is missing, unreadable or empty, or holds NaN or infinite
-            samples; the message tells where.
+            If the file is missing, unreadable or empty, or holds samples that are NaN
+            or beyond `utils.audio.LOUDEST`; the message tells where.
 
         Example
         -------
@@ -397,11 +397,12 @@ def _blocks(file, path):
     """Yields the blocks of an open file, checked."""
     position = 0
     while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            seconds = (position + finite.argmin()) / file.samplerate
+        sound = (np.abs(block) <= LOUDEST).all(axis=1)  # NaN is not
+        if not sound.all():
+            seconds = (position + sound.argmin()) / file.samplerate
             raise AudioError(
-                f"{path}: holds NaN or infinite samples, the first at {seconds:.3f} s"
+                f"{path}: holds NaN, infinite samples or some beyond {LOUDEST:g}, the "
+                f"first at {seconds:.3f} s; full scale is 1"
             )
         yield block
         position += len(block)

@@ -12,8 +12,8 @@ from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import nn
 from torch.nn import functional as F
 
-from speechbrain_peer.nnet.conv_block import norm_linear
 from speechbrain_peer.nnet.filterbank import overlap_add
+from speechbrain_peer.nnet.norms import LayerNorm, norm_linear
 
 
 def segment(x, chunk_size):
@@ -238,7 +238,7 @@ class Separator(nn.Module):
         """
         x = norm_linear(
             representation,
-            frame_mask,
+            LayerNorm(frame_mask, representation.shape[-1]),
             self.gamma,
             self.beta,
             self.bottleneck.weight,

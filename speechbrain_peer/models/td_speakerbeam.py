@@ -99,12 +99,40 @@ class Separator(nn.Module):
             e, (batch, frames, channels).
         """
 
+        return self.tcn(representation, frame_mask, self._adaptation_to(embedding))
+
+    def init_state(self, batch):
+        """As `TemporalConvNet.init_state`: None unless the separator is causal."""
+        return self.tcn.init_state(batch)
+
+    def step(self, representation, embedding, state):
+        """Separates the next frames of streams, of a causal separator.
+
+        Arguments
+        ---------
+        representation : torch.Tensor
+            W, (batch, frames, filters); there may be no frame at all.
+        embedding : torch.Tensor
+            a, (batch, 2 * embedding_size).
+        state : tuple
+            From `init_state` or the step before; it is not changed.
+
+        Returns
+        -------
+        e : torch.Tensor
+            (batch, frames, channels).
+        state : tuple
+            For the next step.
+        """
+        return self.tcn.step(representation, state, self._adaptation_to(embedding))
+
+    def _adaptation_to(self, embedding):
         def adapt(index, residual, skip):
             if index != self.adapted_block:
                 return residual, skip
             return self.adaptation(residual, skip, embedding)
 
-        return self.tcn(representation, frame_mask, adapt)
+        return adapt
 
 
 class SpeakerEncoder(nn.Module):

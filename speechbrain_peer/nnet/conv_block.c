@@ -131,6 +131,45 @@ void convolve(const block *k, real *v, float *sums) {
   }
 }
 
+/* y of a stream, after the 2 dilation rows that are there of its past:
+ * (batch, 2 dilation + frames, channels). */
+void normalize(const block *k, float *y) {
+  EACH_CHUNK {
+    EACH_ROW {
+      const int64_t row = item * frames + t;
+      const int64_t past = (item + 1) * 2 * k->dilation;
+      const real *restrict a = k->a + row * channels;
+      float *restrict out = y + (past + row) * channels;
+      const float mask = k->mask[row], r = mask * k->rstd[row];
+      const float s = -k->mean[row] * r;
+      for (int64_t h = 0; h < channels; ++h)
+        out[h] = (prelu(load(a[h]) + in_bias[h], slope1) * r + s) * gamma[h] +
+                 mask * beta[h];
+    }
+  }
+}
+
+/* v from that y, and its sums as above. */
+void convolve_stream(const block *k, const float *y, real *v, float *sums) {
+  EACH_CHUNK {
+    EACH_ROW {
+      const int64_t row = item * frames + t, reach = k->dilation * channels;
+      const float *restrict y0 = y + (item * 2 * k->dilation + row) * channels;
+      const float *restrict y1 = y0 + reach, *restrict y2 = y1 + reach;
+      real *restrict out = v + row * channels;
+      float sum = 0, power = 0;
+#pragma omp simd reduction(+ : sum, power)
+      for (int64_t h = 0; h < channels; ++h) {
+        const float value =
+            prelu(y0[h] * w0[h] + y1[h] * w1[h] + y2[h] * w2[h] + bias[h], slope2);
+        out[h] = store(value);
+        sum += value, power += value * value;
+      }
+      sums[2 * row] = sum, sums[2 * row + 1] = power;
+    }
+  }
+}
+
 /* dc from the gradient dv of the product behind v, to which the norm's statistics add
  * offsets + factors v (batch, frames), and v once more; slopes (chunks): gradient of
  * slope2. */

@@ -15,6 +15,9 @@ Norms are global, over a whole item, or in causal blocks cumulative, up to a fra
 Padded frames do not leak: they count in no statistic and are zero where the depthwise
 convolution reads them, so that a padded item has the outputs of the same item alone.
 `plain_conv_block` says the same in PyTorch; it runs on GPUs and without a C compiler.
+
+A causal block also takes the frames of streams as they come, `step_conv_block`. Its
+state, what it has to remember, is a tuple of tensors with the batch first.
 """
 
 import ctypes
@@ -24,9 +27,13 @@ import torch
 from torch.nn import functional as F
 
 from speechbrain_peer.nnet.kernels import load_kernels
-
-NORM_EPS = 1e-8
-"""Added to the variance, unless told otherwise."""
+from speechbrain_peer.nnet.norms import (
+    NORM_EPS,
+    LayerNorm,
+    moments,
+    new_totals,
+    norm_linear,
+)
 
 
 class BlockParameters(NamedTuple):
@@ -90,34 +97,127 @@ def conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     skip : torch.Tensor
         (batch, frames, Sc).
     """
-    if x.device.type == "cpu" and x.dtype == parameters.taps.dtype == torch.float32:
-        dtype = _activation_dtype(x)
-        if not torch.compiler.is_exporting() and load_kernels("conv_block", dtype):
-            constant = (dilation, causal, eps, dtype)
-            return _FastConvBlock.apply(x, frame_mask, *constant, *parameters)
-    return plain_conv_block(x, frame_mask, parameters, dilation, causal, eps)
+    dtype = _fast_dtype(x, parameters)
+    if dtype is None:
+        return plain_conv_block(x, frame_mask, parameters, dilation, causal, eps)
+    constant = (dilation, causal, eps, dtype)
+    return _FastConvBlock.apply(x, frame_mask, *constant, *parameters)
 
 
 def plain_conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     """`conv_block` in plain PyTorch."""
-    p = parameters
-    hidden = prelu(F.linear(x, p.in_weight, p.in_bias), p.slope1)
-    mean, rstd = moments(hidden, frame_mask, causal, eps)
-    normed = (hidden - mean) * rstd * p.gamma1 + p.beta1
-    before = -_first_tap(dilation, causal)
-    padded = F.pad(
-        normed * frame_mask[..., None], (0, 0, before, 2 * dilation - before)
+    state = new_block_state(x.shape[0], parameters, dilation) if causal else None
+    outputs, _ = _plain_block(x, frame_mask, parameters, dilation, eps, state)
+    return outputs
+
+
+def new_block_state(batch, parameters, dilation):
+    """The state of a causal block on streams that have not begun.
+
+    Arguments
+    ---------
+    batch : int
+        How many streams.
+    parameters : BlockParameters
+        The state is on their device.
+    dilation : int
+        Frames between taps.
+
+    Returns
+    -------
+    past : torch.Tensor
+        Frames that the depthwise convolution still reads, (batch, 2 * dilation, H).
+    totals1, totals2 : torch.Tensor
+        The norms', see `norms`.
+    """
+    taps = parameters.taps
+    past = taps.new_zeros(batch, 2 * dilation, taps.shape[1])
+    return past, new_totals(batch, taps), new_totals(batch, taps)
+
+
+def step_conv_block(x, state, parameters, dilation, eps=NORM_EPS):
+    """A causal `conv_block` on the next frames of streams.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (batch, frames, B); there may be no frame at all.
+    state : tuple
+        From `new_block_state` or the step before; it is not changed.
+    parameters : BlockParameters
+        fp32 on the fast path.
+    dilation : int
+        Frames between taps.
+    eps : float
+        Added to the variance by both norms.
+
+    Returns
+    -------
+    outputs : tuple of torch.Tensor
+        Residual and skip: of all steps together those of `conv_block`.
+    state : tuple
+        For the next step.
+    """
+    frame_mask = x.new_ones(x.shape[:2])
+    wants_grad = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (x, *parameters)
     )
+    dtype = _fast_dtype(x, parameters)
+    if wants_grad or dtype is None:
+        return _plain_block(x, frame_mask, parameters, dilation, eps, state)
+    past, *totals = state
+    p = _contiguous(parameters)
+    norms = [_norm(frame_mask, p, eps, before) for before in totals]
+    outputs, _, past = _fast_block(x, norms, p, (-2 * dilation, dilation), dtype, past)
+    return outputs, (past, *(norm.totals for norm in norms))
+
+
+def _plain_block(x, frame_mask, parameters, dilation, eps, state):
+    """The outputs and, of a causal block, which has one, the next state."""
+    p = parameters
+    past, *totals = state or (None,) * 3
+    norm1, norm2 = (_norm(frame_mask, p, eps, before) for before in totals)
+    hidden = prelu(F.linear(x, p.in_weight, p.in_bias), p.slope1)
+    mean, rstd = moments(hidden, norm1)
+    normed = ((hidden - mean) * rstd * p.gamma1 + p.beta1) * frame_mask[..., None]
+    if state is None:
+        padded = F.pad(normed, (0, 0, dilation, dilation))
+    else:
+        padded = torch.cat((past, normed), dim=1)
     frames = x.shape[1]
     convolved = p.tap_bias
     for tap in range(3):
         start = tap * dilation
         convolved = convolved + padded[:, start : start + frames] * p.taps[tap]
     hidden = prelu(convolved, p.slope2).to(hidden.dtype)
-    out = norm_linear(
-        hidden, frame_mask, p.gamma2, p.beta2, p.out_weight, p.out_bias, causal, eps
-    )
-    return out.split(_split(x, p), dim=-1)
+    out = norm_linear(hidden, norm2, p.gamma2, p.beta2, p.out_weight, p.out_bias)
+    outputs = out.split(_split(x, p), dim=-1)
+    if state is None:
+        return outputs, None
+    return outputs, (_tail(padded, frames), norm1.totals, norm2.totals)
+
+
+def _norm(frame_mask, parameters, eps, past):
+    return LayerNorm(frame_mask, parameters.taps.shape[1], eps, past)
+
+
+def _contiguous(parameters):
+    return BlockParameters(*(parameter.contiguous() for parameter in parameters))
+
+
+def _tail(rows, start):
+    """A copy, as a view would keep all that it is a part of."""
+    return rows[:, start:].clone()
+
+
+def _fast_dtype(x, parameters):
+    """The type of the activations on the fast path; None if that cannot be taken."""
+    if x.device.type != "cpu" or not x.dtype == parameters.taps.dtype == torch.float32:
+        return None
+    dtype = _activation_dtype(x)
+    if torch.compiler.is_exporting() or load_kernels("conv_block", dtype) is None:
+        return None
+    return dtype
 
 
 def prelu(x, slope):
@@ -125,93 +225,11 @@ def prelu(x, slope):
     return F.prelu(x, slope.to(x.dtype))
 
 
-def moments(x, frame_mask, causal=False, eps=NORM_EPS):
-    """Mean and reciprocal deviation over true frames and channels.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        (batch, frames, channels).
-    frame_mask : torch.Tensor
-        (batch, frames), 1 for true frames.
-    causal : bool
-        Whether they are those of every frame and what is before it.
-    eps : float
-        Added to the variance.
-
-    Returns
-    -------
-    mean, rstd : torch.Tensor
-        At least fp32, (batch, 1, 1), or (batch, frames, 1) if causal.
-    """
-    if x.dtype == torch.bfloat16 or x.dtype == torch.float16:
-        x = x.float()
-    # Rows first: short sums keep fp32 exact over minutes of frames.
-    sums = torch.stack((x.sum(-1), x.square().sum(-1)), dim=-1)
-    statistics = _Norm(frame_mask, x.shape[-1], causal, eps).statistics(sums)
-    return tuple(statistic[..., None] for statistic in statistics)
-
-
-def norm_linear(x, frame_mask, gamma, beta, weight, bias, causal=False, eps=NORM_EPS):
-    """`linear(layer_norm(x))` without writing the normalized x."""
-    mean, rstd = moments(x, frame_mask, causal, eps)
-    product = F.linear(x, weight * gamma).to(mean.dtype)
-    return rstd * product - (rstd * mean) * (weight @ gamma) + (weight @ beta + bias)
-
-
 def _split(x, parameters):
     """How many of the outputs are the residual's, and how many the skip's."""
     outputs = len(parameters.out_bias)
     residuals = min(x.shape[-1], outputs)
     return residuals, outputs - residuals
-
-
-def _first_tap(dilation, causal):
-    """Frames from an output to the input of its first tap."""
-    return -2 * dilation if causal else -dilation
-
-
-class _Norm:
-    """A layer norm's statistics from sums over channels, (batch, frames, 2), and back.
-
-    The sums are those of the values and of their squares. Statistics are (batch, 1),
-    or of every frame, (batch, frames), if causal.
-    """
-
-    def __init__(self, frame_mask, channels, causal, eps):
-        self.frame_mask, self.causal, self.eps = frame_mask, causal, eps
-        # A first frame that is padding has no values, which is no division by zero.
-        self.count = self._up_to_now(frame_mask).clamp(min=1) * channels
-
-    def statistics(self, sums):
-        """Mean and reciprocal deviation."""
-        sums = self._up_to_now(sums * self.frame_mask[..., None])
-        mean, power = (sums / self.count[..., None]).unbind(-1)
-        return mean, torch.rsqrt((power - mean * mean).clamp(min=0) + self.eps)
-
-    def input_grad(self, grad_sums, mean, rstd):
-        """What the statistics add to the gradient of the input x: offset + factor x.
-
-        `grad_sums` are those of the gradient of the normed value and of its product
-        with x. Both results are (batch, frames).
-        """
-        grad, product = grad_sums.unbind(-1)
-        power_grad = -(rstd**3) * (product - mean * grad) / self.count
-        offset = -rstd * grad / self.count - power_grad * mean
-        return self._from_now(offset), self._from_now(power_grad)
-
-    def _up_to_now(self, rows):
-        if not self.causal:
-            return rows.sum(1, keepdim=True)
-        # In double precision: running sums over minutes of frames.
-        return rows.cumsum(1, dtype=torch.float64).to(rows.dtype)
-
-    def _from_now(self, rows):
-        if self.causal:
-            sums = rows.flip(1).cumsum(1, dtype=torch.float64).flip(1).to(rows.dtype)
-        else:
-            sums = rows.sum(1, keepdim=True)
-        return sums * self.frame_mask
 
 
 def _activation_dtype(x):
@@ -233,15 +251,15 @@ class _Kernels:
             *((name, ctypes.c_int64) for name in ("first", "dilation")),
         )
 
-    def __init__(self, a, frame_mask, statistics, parameters, slopes, taps_at):
+    def __init__(self, a, frame_mask, statistics, p, taps_at):
         self.library = load_kernels("conv_block", a.dtype)
-        p = parameters
         # Kept, as the structure holds their addresses only.
         self.tensors = (
             *(a, frame_mask, *statistics),
             *(p.in_bias, p.gamma1, p.beta1, p.taps, p.tap_bias),
         )
         addresses = (tensor.data_ptr() for tensor in self.tensors)
+        slopes = p.slope1.item(), p.slope2.item()
         self.block = self._Block(*addresses, *slopes, *a.shape, *taps_at)
         rows = ctypes.c_int64.in_dll(self.library, "chunk_rows").value
         self.chunks = (a.shape[0], -(-a.shape[1] // rows))
@@ -260,46 +278,63 @@ class _Kernels:
         getattr(self.library, name)(ctypes.byref(self.block), *converted)
 
 
+def _fast_block(x, norms, p, taps_at, dtype, past=None):
+    """A forward pass, of whole items or of a stream, which has a past.
+
+    Returns residual and skip, what the backward pass needs, and the next past. The
+    names are those of conv_block.c.
+    """
+    frame_mask = norms[0].frame_mask
+    with torch.autocast("cpu", enabled=False):
+        x, in_weight = x.to(dtype), p.in_weight.to(dtype)
+        a = F.linear(x, in_weight)
+        constant = (p, taps_at)
+        rows = frame_mask.shape
+
+        def of_frames(statistics):
+            return tuple(value.expand(rows).contiguous() for value in statistics)
+
+        sums = torch.empty(*rows, 2)
+        unknown = (frame_mask.new_empty(0),) * 2
+        _Kernels(a, frame_mask, unknown, *constant)("moments", sums)
+        statistics1 = of_frames(norms[0].statistics(sums))
+        v = torch.empty_like(a)
+        kernels = _Kernels(a, frame_mask, statistics1, *constant)
+        if past is None:
+            kernels("convolve", v, sums)
+        else:
+            y = torch.cat((past, torch.empty(a.shape)), dim=1)
+            kernels("normalize", y)
+            kernels("convolve_stream", y, v, sums)
+            past = _tail(y, a.shape[1])
+        statistics2 = of_frames(norms[1].statistics(sums))
+
+        # The rounded weight's row sums, as the mean in z has to cancel exactly.
+        weight = (p.out_weight * p.gamma2).to(dtype)
+        row_sums = weight.float().sum(1)
+        shift = p.out_weight @ p.beta2 + p.out_bias
+        z = F.linear(v, weight)
+        residuals, skips = _split(x, p)
+        residual, skip = torch.empty(*rows, residuals), torch.empty(*rows, skips)
+        sizes = (residuals, residuals + skips)
+        kernels("project", z, *statistics2, row_sums, shift, *sizes, residual, skip)
+    products = (x, in_weight, a, z, weight, row_sums)
+    return (residual, skip), (*statistics1, *statistics2, *products), past
+
+
 class _FastConvBlock(torch.autograd.Function):
-    """`plain_conv_block` in few passes. The names are those of conv_block.c."""
+    """`plain_conv_block` in few passes."""
 
     @staticmethod
     def forward(ctx, x, frame_mask, dilation, causal, eps, dtype, *parameters):
-        p = BlockParameters(*(parameter.contiguous() for parameter in parameters))
-        with torch.autocast("cpu", enabled=False):
-            x, in_weight = x.to(dtype), p.in_weight.to(dtype)
-            a = F.linear(x, in_weight)
-            frame_mask = frame_mask.float().contiguous()
-            norm = _Norm(frame_mask, a.shape[-1], causal, eps)
-            slopes = p.slope1.item(), p.slope2.item()
-            constant = (p, slopes, (_first_tap(dilation, causal), dilation))
-            rows = frame_mask.shape
-
-            def of_frames(statistics):
-                return tuple(value.expand(rows).contiguous() for value in statistics)
-
-            sums = torch.empty(*rows, 2)
-            unknown = (frame_mask.new_empty(0),) * 2
-            _Kernels(a, frame_mask, unknown, *constant)("moments", sums)
-            statistics1 = of_frames(norm.statistics(sums))
-            v = torch.empty_like(a)
-            kernels = _Kernels(a, frame_mask, statistics1, *constant)
-            kernels("convolve", v, sums)
-            statistics2 = of_frames(norm.statistics(sums))
-
-            # The rounded weight's row sums, as the mean in z has to cancel exactly.
-            weight = (p.out_weight * p.gamma2).to(dtype)
-            row_sums = weight.float().sum(1)
-            shift = p.out_weight @ p.beta2 + p.out_bias
-            z = F.linear(v, weight)
-            residuals, skips = _split(x, p)
-            residual, skip = torch.empty(*rows, residuals), torch.empty(*rows, skips)
-            sizes = (residuals, residuals + skips)
-            kernels("project", z, *statistics2, row_sums, shift, *sizes, residual, skip)
-        ctx.norm, ctx.constant = norm, constant[1:]
-        products = (x, in_weight, a, z, weight, row_sums)
-        ctx.save_for_backward(*statistics1, *statistics2, *products, *p)
-        return residual, skip
+        p = _contiguous(parameters)
+        past = new_totals(x.shape[0], x) if causal else None
+        ctx.norm = _norm(frame_mask.float().contiguous(), p, eps, past)
+        ctx.taps_at = (-2 * dilation if causal else -dilation, dilation)
+        norms = (ctx.norm, ctx.norm)
+        outputs, saved, _ = _fast_block(x, norms, p, ctx.taps_at, dtype)
+        ctx.save_for_backward(*saved, *p)
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -307,7 +342,7 @@ class _FastConvBlock(torch.autograd.Function):
         *statistics, x, in_weight, a, z, weight, row_sums = ctx.saved_tensors[:10]
         statistics1, statistics2 = statistics[:2], statistics[2:]
         p, norm = BlockParameters(*ctx.saved_tensors[10:]), ctx.norm
-        kernels = _Kernels(a, norm.frame_mask, statistics1, p, *ctx.constant)
+        kernels = _Kernels(a, norm.frame_mask, statistics1, p, ctx.taps_at)
         channels, split, outputs = a.shape[-1], residual_grad.shape[-1], z.shape[-1]
         frame_sums = torch.empty(*norm.frame_mask.shape, 2)
 

@@ -67,16 +67,69 @@ class Encoder(_Filterbank):
         batch, length = waveforms.shape
         if length < self.kernel_size:
             waveforms = F.pad(waveforms, (0, self.kernel_size - length))
-        frames = waveforms.unfold(-1, self.kernel_size, self.stride)
-        # In fp32 also under autocast: bf16 has too few bits for a waveform.
-        with torch.autocast(waveforms.device.type, enabled=False):
-            representation = F.linear(frames.float(), self.weight.float())
+        representation = self._analyse(waveforms)
         mask = sample_mask(lens, length, representation).expand(batch, -1)
-        last = torch.arange(frames.shape[1], device=mask.device) * self.stride
+        last = torch.arange(representation.shape[1], device=mask.device) * self.stride
         last = (last + self.kernel_size - 1).clamp(max=length - 1)
         # The first frame always counts: a signal has at least one.
         frame_mask = mask[:, last].index_fill(1, last.new_zeros(1), 1.0)
         return representation, frame_mask
+
+    def init_state(self, batch):
+        """The state of streams that have not begun.
+
+        Arguments
+        ---------
+        batch : int
+            How many streams.
+
+        Returns
+        -------
+        held : torch.Tensor
+            Samples of the frame that is not whole yet, (batch, time).
+        begun : torch.Tensor
+            Whether there has been a frame, (batch,).
+        """
+        return self.weight.new_zeros(batch, 0), self.weight.new_zeros(batch).bool()
+
+    def step(self, waveforms, state):
+        """Analyses the next samples of streams.
+
+        Arguments
+        ---------
+        waveforms : torch.Tensor
+            (batch, time), as few as one sample.
+        state : tuple
+            From `init_state` or the step before; it is not changed.
+
+        Returns
+        -------
+        representation : torch.Tensor
+            The frames that have become whole, (batch, frames, filters); maybe none.
+        state : tuple
+            For the next step.
+        """
+        held, begun = state
+        held = torch.cat((held, waveforms), dim=1)
+        if held.shape[1] < self.kernel_size:
+            return held.new_zeros(len(held), 0, len(self.weight)), (held, begun)
+        representation = self._analyse(held)
+        done = representation.shape[1] * self.stride
+        # A copy, as a view would keep all of the samples.
+        return representation, (held[:, done:].clone(), torch.ones_like(begun))
+
+    def finish(self, state):
+        """The one frame of streams that are shorter, (batch, 1, filters); or none."""
+        held, begun = state
+        if begun.any() or not held.shape[1]:
+            return held.new_zeros(len(held), 0, len(self.weight))
+        return self(held)[0]
+
+    def _analyse(self, waveforms):
+        frames = waveforms.unfold(-1, self.kernel_size, self.stride)
+        # In fp32 also under autocast: bf16 has too few bits for a waveform.
+        with torch.autocast(waveforms.device.type, enabled=False):
+            return F.linear(frames.float(), self.weight.float())
 
 
 class Decoder(_Filterbank):
@@ -115,11 +168,46 @@ class Decoder(_Filterbank):
         torch.Tensor
             (batch, scales, time) with one scale.
         """
-        with torch.autocast(representation.device.type, enabled=False):
-            frames = F.linear(representation.float(), self.weight.float().T)
+        frames = self._synthesize(representation)
         if frame_mask is not None:
             frames = frames * frame_mask[..., None]
         return overlap_add(frames, self.stride, length)[:, None]
+
+    def init_state(self, batch):
+        """The tail of streams that have not begun: zeros."""
+        return self.weight.new_zeros(batch, self.kernel_size - self.stride)
+
+    def step(self, representation, state):
+        """Synthesizes from the next frames of streams.
+
+        Arguments
+        ---------
+        representation : torch.Tensor
+            (batch, frames, filters); there may be no frame at all.
+        state : torch.Tensor
+            The tail: samples that later frames add to, (batch, kernel - stride).
+
+        Returns
+        -------
+        waveforms : torch.Tensor
+            The samples that are complete, (batch, scales, frames * stride) with one
+            scale.
+        state : torch.Tensor
+            For the next step.
+        """
+        frames = self._synthesize(representation)
+        done = frames.shape[1] * self.stride
+        waveforms = overlap_add(frames, self.stride, done + state.shape[1])
+        waveforms = waveforms + F.pad(state, (0, done))
+        return waveforms[:, None, :done], waveforms[:, done:].clone()
+
+    def finish(self, state):
+        """The samples after the last frame's step, (batch, scales, time)."""
+        return state[:, None]
+
+    def _synthesize(self, representation):
+        with torch.autocast(representation.device.type, enabled=False):
+            return F.linear(representation.float(), self.weight.float().T)
 
 
 def overlap_add(frames, stride, length):

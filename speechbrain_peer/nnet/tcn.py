@@ -4,11 +4,12 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.conv_block import (
-    NORM_EPS,
     BlockParameters,
     conv_block,
-    norm_linear,
+    new_block_state,
+    step_conv_block,
 )
+from speechbrain_peer.nnet.norms import NORM_EPS, LayerNorm, new_totals, norm_linear
 
 
 class ConvBlock(nn.Module):
@@ -69,7 +70,22 @@ class ConvBlock(nn.Module):
 
     def forward(self, x, frame_mask):
         """x (batch, frames, inputs) to residual (..., channels) and skip (..., Sc)."""
-        parameters = BlockParameters(
+        constant = (self.dilation, self.causal, self.eps)
+        return conv_block(x, frame_mask, self._block_parameters(), *constant)
+
+    def init_state(self, batch):
+        """What the block remembers of streams; None unless it is causal."""
+        if not self.causal:
+            return None
+        return new_block_state(batch, self._block_parameters(), self.dilation)
+
+    def step(self, x, state):
+        """`forward` on the next frames: ((residual, skip), state)."""
+        constant = (self.dilation, self.eps)
+        return step_conv_block(x, state, self._block_parameters(), *constant)
+
+    def _block_parameters(self):
+        return BlockParameters(
             in_weight=self.in_proj.weight,
             in_bias=self.in_proj.bias,
             slope1=self.in_slope,
@@ -83,8 +99,6 @@ class ConvBlock(nn.Module):
             out_weight=self.out_proj.weight,
             out_bias=self.out_proj.bias,
         )
-        constant = (self.dilation, self.causal, self.eps)
-        return conv_block(x, frame_mask, parameters, *constant)
 
 
 class TemporalConvNet(nn.Module):
@@ -154,19 +168,76 @@ class TemporalConvNet(nn.Module):
         torch.Tensor
             Sum of the skip connections, (batch, frames, skip_channels).
         """
-        x = norm_linear(
-            representation,
-            frame_mask,
-            self.gamma,
-            self.beta,
-            self.bottleneck.weight,
-            self.bottleneck.bias,
-            self.causal,
-        )
+        past = None
+        if self.causal:
+            past = new_totals(representation.shape[0], self.gamma)
+        x, _ = self._bottleneck(representation, frame_mask, past)
+        return self._run(x, lambda index, x: self.blocks[index](x, frame_mask), adapt)
+
+    def init_state(self, batch):
+        """What the network remembers of streams that have not begun.
+
+        Arguments
+        ---------
+        batch : int
+            How many streams.
+
+        Returns
+        -------
+        tuple or None
+            Nested, of tensors with the batch first; None of a network that is not
+            causal, which has no `step`.
+        """
+        if not self.causal:
+            return None
+        totals = new_totals(batch, self.gamma)
+        return totals, tuple(block.init_state(batch) for block in self.blocks)
+
+    def step(self, representation, state, adapt=None):
+        """Runs the causal network on the next frames of streams.
+
+        Arguments
+        ---------
+        representation : torch.Tensor
+            (batch, frames, in_channels); there may be no frame at all.
+        state : tuple
+            From `init_state` or the step before; it is not changed.
+        adapt : callable or None
+            As for `forward`.
+
+        Returns
+        -------
+        skips : torch.Tensor
+            Of all steps together those of `forward` on the whole streams.
+        state : tuple
+            For the next step.
+        """
+        totals, before = state
+        frame_mask = representation.new_ones(representation.shape[:2])
+        x, totals = self._bottleneck(representation, frame_mask, totals)
+        after = []
+
+        def step_block(index, x):
+            outputs, block_state = self.blocks[index].step(x, before[index])
+            after.append(block_state)
+            return outputs
+
+        skips = self._run(x, step_block, adapt)
+        return skips, (totals, tuple(after))
+
+    def _run(self, x, run_block, adapt):
+        """All blocks, each run as run_block(index, x) -> (residual, skip)."""
         skips = 0
-        for index, block in enumerate(self.blocks):
-            residual, skip = block(x, frame_mask)
+        for index in range(len(self.blocks)):
+            residual, skip = run_block(index, x)
             if adapt is not None:
                 residual, skip = adapt(index, residual, skip)
             x, skips = x + residual, skips + skip
         return skips
+
+    def _bottleneck(self, representation, frame_mask, past):
+        """The blocks' input, and the norm's totals."""
+        norm = LayerNorm(frame_mask, representation.shape[-1], past=past)
+        linear = self.bottleneck
+        of_norm = (self.gamma, self.beta, linear.weight, linear.bias)
+        return norm_linear(representation, norm, *of_norm), norm.totals

@@ -1,13 +1,16 @@
 """Loading an exported model: no code of its own, every weight in its place."""
 
+import io
 import re
 from contextlib import contextmanager
 from pathlib import Path
 
+import ruamel.yaml
 import torch
+from speechbrain.utils.data_utils import recursive_update
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, fetch, guess_source
 
-from speechbrain_peer.packaging.safe_yaml import build_yaml, read_text
+from speechbrain_peer.packaging.safe_yaml import build_yaml, check_yaml, read_text
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import whole_one
 
@@ -23,7 +26,12 @@ HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_model(
-    source, savedir=None, trust=False, hparams_file=HPARAMS_FILE, revision=None
+    source,
+    savedir=None,
+    trust=False,
+    hparams_file=HPARAMS_FILE,
+    revision=None,
+    overrides=None,
 ):
     """Loads the stages of an exported model, on the CPU.
 
@@ -40,6 +48,9 @@ def load_model(
         Name of the YAML in the source.
     revision : str or None
         Of a model from the Hub: a branch, a tag or a commit.
+    overrides : dict or str or None
+        Values, or YAML, for entries of the YAML in place of its own; they are checked
+        as these are.
 
     Returns
     -------
@@ -53,18 +64,43 @@ def load_model(
     FileNotFoundError
         If there is no such model, or it lacks a file.
     ValueError
-        If the YAML holds something it should not, the weights do not fit, or
-        `savedir` holds another model.
+        If the YAML holds something it should not, the weights do not fit, an override
+        has no entry, or `savedir` holds another model.
     """
-    source, names = locate_model(source), (hparams_file, WEIGHTS_FILE)
-    with _claimed(savedir, source, revision, names) as savedir:
-        hparams_path, weights_path = (
-            _fetch(name, source, savedir, revision) for name in names
-        )
-    hparams = build_yaml(read_text(hparams_path), hparams_path, trust)
+    hparams_path, weights_path = fetch_model(source, savedir, hparams_file, revision)
+    text = read_text(hparams_path)
+    if overrides:
+        # Before it is read in any other way.
+        if not trust:
+            check_yaml(text, hparams_path)
+        text = _override(text, overrides, hparams_path)
+    hparams = build_yaml(text, hparams_path, trust)
     modules = stages_of(hparams, hparams_path)
     load_weights(modules, weights_path)
     return modules, hparams
+
+
+def fetch_model(source, savedir=None, hparams_file=HPARAMS_FILE, revision=None):
+    """Gets the files of a model, by download if they are not here.
+
+    Arguments
+    ---------
+    source : str or pathlib.Path
+        As for `load_model`.
+    savedir : str or pathlib.Path or None
+        As for `load_model`.
+    hparams_file : str
+        As for `load_model`.
+    revision : str or None
+        As for `load_model`.
+
+    Returns
+    -------
+    hparams_path, weights_path : pathlib.Path
+    """
+    source, names = locate_model(source), (hparams_file, WEIGHTS_FILE)
+    with _claimed(savedir, source, revision, names) as savedir:
+        return tuple(_fetch(name, source, savedir, revision) for name in names)
 
 
 def stages_of(hparams, name):
@@ -139,6 +175,20 @@ def load_weights(modules, path):
         modules.load_state_dict(weights, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: does not fit the model. {error}") from error
+
+
+def _override(text, overrides, name):
+    """The YAML with other values; nothing in it is resolved or built."""
+    yaml, stream = ruamel.yaml.YAML(), io.StringIO()
+    try:
+        document = yaml.load(text)
+        if isinstance(overrides, str):
+            overrides = yaml.load(overrides)
+        recursive_update(document, overrides, must_match=True)
+        yaml.dump(document, stream)
+    except (ruamel.yaml.error.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name}: cannot take the overrides. {error}") from error
+    return stream.getvalue()
 
 
 @contextmanager

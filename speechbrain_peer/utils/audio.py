@@ -9,6 +9,10 @@ import soundfile
 
 from speechbrain_peer.utils.files import DataError, whole_file
 
+LOUDEST = 1e5
+"""Samples beyond it, where full scale is 1, are refused: none was recorded so loud, and
+far beyond it the networks' energies leave what fp32 holds."""
+
 
 class AudioError(DataError):
     """An audio file that cannot be used; the message names it and the cure."""
