@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,11 +16,15 @@ from speechbrain.utils import epoch_loop as speechbrain_epochs
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_peer.training.checkpoints import UNFINISHED_PREFIX, SafeCheckpointer
+from speechbrain_peer.training.launch import locked
 from speechbrain_peer.training.schedules import (
     EpochCounterWithStopper,
     LinearDecay,
     ReduceLROnPlateau,
 )
+from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.runtime import one_line
+from speechbrain_peer.utils.totals import EpochTotals
 
 
 class Killer(torch.nn.Module):
@@ -106,14 +112,15 @@ def test_best_last_and_newest_intra_epoch_checkpoints_are_kept(tmp_path):
 
     for loss in (-1.0, -5.0, -3.0):
         save_epoch(loss)
-    save_within_epoch()
-    save_within_epoch()
+    for _ in range(3):
+        save_within_epoch()
     ends = [ckpt.meta["end-of-epoch"] for ckpt in checkpointer.find_checkpoints()]
-    assert ends == [False, True, True]
+    assert ends == [False, False, True, True]
 
     save_epoch(-4.0)
+    save_epoch(-2.0)
     losses = [ckpt.meta["loss"] for ckpt in checkpointer.find_checkpoints()]
-    assert losses == [-4.0, -5.0]
+    assert losses == [-2.0, -4.0, -5.0]
     checkpointer.recover_if_possible(min_key="loss")
     assert model.weight.item() == -5.0
 
@@ -138,7 +145,7 @@ def test_nothing_is_skipped_when_a_checkpoint_is_loaded(tmp_path):
     checkpointer = SafeCheckpointer(
         tmp_path, {"model": model, "dataloader-TRAIN": model_with(0), "curves": model}
     )
-    with pytest.raises(RuntimeError, match=r"dataloader-TRAIN, curves.*move it away"):
+    with pytest.raises(DataError, match=r"dataloader-TRAIN, curves.*move it away"):
         checkpointer.recover_if_possible()
     assert model.weight.item() == 0.0
 
@@ -147,6 +154,150 @@ def test_nothing_is_skipped_when_a_checkpoint_is_loaded(tmp_path):
     with pytest.warns(UserWarning, match="scaler"):
         optional.recover_if_possible()
     assert model.weight.item() == 1.0
+
+
+def three_epochs(folder):
+    """A checkpointer after losses of -1, -3 (the best) and -2, as weights too."""
+    model = model_with(0.0)
+    checkpointer = SafeCheckpointer(folder, {"model": model})
+    for loss in (-1.0, -3.0, -2.0):
+        torch.nn.init.constant_(model.weight, loss)
+        checkpointer.save_and_keep_only(meta={"loss": loss}, min_keys=["loss"])
+    return checkpointer
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    kept = {"empty": b"", "truncated": content[: len(content) // 2], "text": b"text"}
+    path.write_bytes(kept[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "text"])
+@pytest.mark.parametrize("name", ["model.ckpt", "CKPT.yaml"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path, caplog, name, how
+):
+    broken = three_epochs(tmp_path).find_checkpoint().path
+    damage(broken / name, how)
+    model = model_with(0.0)
+    checkpointer = SafeCheckpointer(tmp_path, {"model": model})
+    assert checkpointer.recover_if_possible().meta["loss"] == -3.0
+    assert model.weight.item() == -3.0
+    (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert f"{broken}: cannot be read" in warning.message
+    assert "\n" not in warning.message
+
+    # It stands in the way of no other, and does not stay.
+    checkpointer.save_and_keep_only(meta={"loss": 0.0}, min_keys=["loss"])
+    assert len(SafeCheckpointer(tmp_path).list_checkpoints()) == 2
+    assert not broken.exists()
+
+
+def test_a_damaged_best_checkpoint_falls_back_to_the_second_best(tmp_path):
+    best = three_epochs(tmp_path).find_checkpoint(min_key="loss").path
+    damage(best / "model.ckpt", "truncated")
+    model = model_with(0.0)
+    checkpointer = SafeCheckpointer(tmp_path, {"model": model})
+    assert checkpointer.recover_if_possible(min_key="loss").meta["loss"] == -2.0
+
+
+def test_training_does_not_begin_anew_over_checkpoints_that_cannot_be_read(tmp_path):
+    for checkpoint in three_epochs(tmp_path).list_checkpoints():
+        damage(checkpoint.path / "model.ckpt", "empty")
+    checkpointer = SafeCheckpointer(tmp_path, {"model": model_with(0.0)})
+    with pytest.raises(DataError, match=r"can be read .*EOFError"):
+        checkpointer.recover_if_possible()
+    assert len(list(tmp_path.glob("CKPT*"))) == 2
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, names = [], {}
+
+    def sync(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append(os.path.basename(path))
+        names[synced[-1]] = sorted(os.listdir(tmp_path))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    checkpointer = SafeCheckpointer(tmp_path, {"model": model_with(1.0)})
+    saved = checkpointer.save_checkpoint().path.name
+    unfinished = UNFINISHED_PREFIX + saved
+    assert sorted(synced[:2]) == ["CKPT.yaml", "model.ckpt"]
+    assert synced[2:] == [unfinished, tmp_path.name]
+    assert names[unfinished] == [unfinished]
+    assert names[tmp_path.name] == [saved]
+
+
+def test_modules_of_other_sizes_are_refused_as_they_are(tmp_path):
+    checkpointer = three_epochs(tmp_path)
+    checkpointer.check_fit({"model": model_with(7.0)})
+    damage(checkpointer.find_checkpoint().path / "model.ckpt", "truncated")
+    larger = torch.nn.Linear(2, 1)
+    before = larger.weight.clone()
+    with pytest.raises(DataError) as error:
+        SafeCheckpointer(tmp_path).check_fit({"model": larger})
+    assert "model.weight is (1, 1) there and (1, 2) here" in str(error.value)
+    assert "model.bias is absent there and (1,) here" in str(error.value)
+    assert torch.equal(larger.weight, before)
+    with pytest.raises(DataError, match=r"head\.bias is absent there"):
+        checkpointer.check_fit({"head": larger})
+
+
+HOLD = """
+import sys, time
+from speechbrain_peer.training.launch import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_trainings_until_its_process_ends(tmp_path):
+    command = [sys.executable, "-c", HOLD, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for _ in range(2):  # asking does not change the answer
+            with pytest.raises(DataError) as error, locked(tmp_path):
+                pass
+            assert f"in use by process {holder.pid} on" in str(error.value)
+        holder.kill()
+    with locked(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_ranks_share_the_lock_of_the_first(tmp_path, monkeypatch):
+    with locked(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with locked(tmp_path):
+            pass
+
+
+def test_totals_go_on_in_mid_epoch_only(tmp_path):
+    totals = EpochTotals()
+    totals.add(loss=torch.tensor(-2.5), batches=1)
+    checkpointer = SafeCheckpointer(tmp_path, {"totals": totals})
+    checkpointer.save_checkpoint(end_of_epoch=False)
+    resumed = EpochTotals()
+    resumed.add(loss=100.0)
+    checkpointer.add_recoverable("totals", resumed)
+    checkpointer.recover_if_possible()
+    assert resumed.of_all() == {"loss": -2.5, "batches": 1}
+    checkpointer.save_checkpoint()
+    checkpointer.recover_if_possible()
+    assert resumed.of_all() == {}
+
+
+def test_one_line_of_an_error_in_a_loaders_process(tmp_path):
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise DataError(f"{tmp_path}/a: b.wav: no such file")
+
+    with pytest.raises(DataError) as error:
+        next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))
+    assert one_line(error.value) == f"{tmp_path}/a: b.wav: no such file"
 
 
 def test_a_save_costs_the_same_at_the_end_of_a_run(tmp_path):

@@ -11,18 +11,12 @@ export, test. It knows no architecture: the stages come from the YAML, and
 `speechbrain_peer.peer_learning.exchange` strings them together.
 """
 
+import math
 import sys
-import time
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.distributed import (
-    ddp_init_group,
-    if_main_process,
-    run_on_main,
-)
-from speechbrain.utils.train_logger import TensorboardLogger
+from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.data.dataset import evaluation_set, training_set
@@ -31,14 +25,22 @@ from speechbrain_peer.evaluation.reports import save_examples, write_scores
 from speechbrain_peer.evaluation.scoring import ScoringPool
 from speechbrain_peer.packaging.export import check_replaceable, export_model
 from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.training.brain import SafeBrain
 from speechbrain_peer.training.curves import append_epoch
 from speechbrain_peer.training.fine_tuning import start_from
+from speechbrain_peer.training.launch import (
+    hide_foreign_warnings,
+    init_ranks,
+    locked,
+    rank_and_ranks,
+)
+from speechbrain_peer.training.options import load_hparams, read_options
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import keep_freed_memory
+from speechbrain_peer.utils.runtime import keep_freed_memory, one_line
 from speechbrain_peer.utils.signal import match_level, sample_mask, si_snr
 
 
-class PeerBrain(sb.Brain):
+class PeerBrain(SafeBrain):
     """Trains on pairs of peers (or single mixtures) and tests on single mixtures."""
 
     def compute_forward(self, batch, stage):
@@ -66,16 +68,26 @@ class PeerBrain(sb.Brain):
         """Negative SI-SNR; at evaluation of what is extracted."""
         targets, lens = batch.target_sig
         if stage == sb.Stage.TRAIN:
-            loss, si_snrs = self.hparams.loss(predictions, targets, lens, batch.speaker)
-            self.hparams.curves.update(*si_snrs)
+            loss, self.si_snrs = self.hparams.loss(
+                predictions, targets, lens, batch.speaker
+            )
             return loss
         if stage == sb.Stage.TEST:
             self.submit_scores(predictions, batch)
-        return -si_snr(predictions, targets, lens).mean()
+        losses = -si_snr(predictions, targets, lens)
+        self.totals.add(loss=losses.double().sum(), items=len(losses))
+        return losses.mean()
+
+    def fit_batch(self, batch):
+        """Trains on a batch; what is not finite is left out of the curves."""
+        loss = super().fit_batch(batch)
+        if torch.isfinite(loss):
+            self.hparams.curves.update(*self.si_snrs)
+        return loss
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the clock, the epoch's draws, and at the test the scoring."""
-        self.started = time.monotonic()
+        super().on_stage_start(stage, epoch)
         if stage == sb.Stage.TRAIN:
             self.hparams.training_items.set_epoch(epoch)
         if stage == sb.Stage.TEST:
@@ -85,14 +97,23 @@ class PeerBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs; after validation also schedules, draws the curves and saves."""
-        seconds = time.monotonic() - self.started
         if stage == sb.Stage.TRAIN:
-            self.train_stats = {"loss": stage_loss, "seconds": seconds}
+            totals = self.end_totals()
+            self.train_stats = {
+                "loss": totals["loss"] / (totals["batches"] or math.nan),
+                "seconds": totals["seconds"],
+                "skipped_steps": int(totals["skipped_steps"]),
+            }
             # Here, as a resumed epoch goes on with its sums.
             self.curve_means = self.hparams.curves.means()
             self.hparams.curves.reset()
         elif stage == sb.Stage.VALID:
-            self.end_epoch(stage_loss, seconds, epoch)
+            # The mean over the items of all ranks, not of the batches' means.
+            totals = self.end_totals()
+            valid_loss = totals["loss"] / totals["items"]
+            if not (math.isfinite(valid_loss) and self.weights_are_finite()):
+                valid_loss = math.inf
+            self.end_epoch(valid_loss, totals["seconds"], epoch)
         elif if_main_process():
             self.report_test()
 
@@ -107,6 +128,7 @@ class PeerBrain(sb.Brain):
             "valid_loss": valid_loss,
             "valid_si_snr": -valid_loss,
             "lr": lr,
+            "skipped_steps": self.train_stats["skipped_steps"],
             "seconds": self.train_stats["seconds"] + seconds,
             **self.curve_means,
         }
@@ -117,14 +139,9 @@ class PeerBrain(sb.Brain):
                 valid_stats={"loss": valid_loss, "si_snr": -valid_loss},
             )
         run_on_main(append_epoch, args=(self.hparams.output_folder, epoch, row))
-        self.checkpointer.save_and_keep_only(
-            meta={"valid_loss": float(valid_loss)}, min_keys=["valid_loss"]
-        )
-
-    def _save_intra_epoch_ckpt(self):
-        # Only the main process saves.
-        self.hparams.curves.gather()
-        super()._save_intra_epoch_ckpt()
+        # The best epoch is one of those with this key.
+        meta = {"valid_loss": valid_loss} if math.isfinite(valid_loss) else {}
+        self.checkpointer.save_and_keep_only(meta=meta, min_keys=["valid_loss"])
 
     def submit_scores(self, estimates, batch):
         """Hands the batch's utterances, at their true lengths, to the scoring."""
@@ -180,11 +197,13 @@ def make_datasets(hparams, prepared):
         hparams["mixtures"],
         hparams["speeds"],
     )
-    batch_size = hparams["batch_size"]
-    if len(train) < batch_size:
+    rank, ranks = rank_and_ranks()
+    share = len(train) // ranks
+    if share < hparams["batch_size"]:
+        of_ranks = f", {share} for each of {ranks} processes" if ranks > 1 else ""
         raise DataError(
-            f"{hparams['train_subset']} has {len(train)} training items, less than a "
-            f"batch: give --batch_size {len(train)} or less"
+            f"{hparams['train_subset']} has {len(train)} training items{of_ranks}, "
+            f"less than a batch: give --batch_size {share} or less"
         )
     # Only a model that learns to classify them has this key.
     n_speakers = len(hparams["training_items"].speaker_indices)
@@ -196,13 +215,18 @@ def make_datasets(hparams, prepared):
     valid = evaluation_set(prepared.manifests["dev"], prepared.data_root, rate)
     test = evaluation_set(prepared.manifests["test"], prepared.data_root, rate)
     test.set_output_keys([*test.pipeline.output_mapping, "interferer_sigs"])
-    # Sorted, batches hold little padding.
-    return train, valid.filtered_sorted(sort_key="duration"), test
+    # Sorted, batches hold little padding. Each rank validates its share.
+    valid = valid.filtered_sorted(sort_key="duration")
+    valid.data_ids = valid.data_ids[rank::ranks]
+    return train, valid, test
 
 
 def extract_example(hparams, test):
     """Extracts a test mixture with the exported model, as its users do."""
-    model = TargetSpeechExtraction.from_hparams(source=hparams["export_folder"])
+    # Trusted: its classes are those that this run has built.
+    model = TargetSpeechExtraction.from_hparams(
+        source=hparams["export_folder"], trust=True
+    )
     item = test.data[test.data_ids[0]]
     output = f"{hparams['output_folder']}/extracted.wav"
     model.extract_file(item["mixture"], item["enrollment"], output_path=output)
@@ -210,25 +234,41 @@ def extract_example(hparams, test):
 
 
 def main(arguments):
-    """Prepares the data, trains, exports and tests; returns the Brain."""
+    """Checks the options, then runs alone in the output folder; returns the Brain."""
     keep_freed_memory()
-    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    ddp_init_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as stream:
-        hparams = load_hyperpyyaml(stream, overrides)
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    hide_foreign_warnings()
+    options = read_options(arguments)
+    with locked(options.settings["output_folder"]):
+        return run(options)
+
+
+def run(options):
+    """Prepares the data, trains, exports and tests; returns the Brain."""
+    run_opts = options.run_opts
+    init_ranks(run_opts)
+    hparams = load_hparams(options)
+    # Before anything is changed in a folder that holds a training already.
     check_replaceable(hparams["export_folder"])
     modules = hparams["peer_learning"].stages(hparams["modules"])
     hparams["checkpointer"].add_recoverables(modules)
+    hparams["checkpointer"].check_fit(modules)
+    has_best = hparams["checkpointer"].find_checkpoint(min_key="valid_loss")
+    if run_opts.test_only and not has_best:
+        raise DataError(f"{hparams['output_folder']} holds no checkpoint: train first")
+    sb.create_experiment_directory(
+        hparams["output_folder"], options.hparams_file, options.overrides
+    )
+    # An interrupted fine-tuning goes on from its own checkpoint.
+    if hparams["start_from"] and hparams["checkpointer"].find_checkpoint() is None:
+        start_from(modules, hparams["start_from"], hparams["sample_rate"])
     prepared = run_on_main(hparams["prepare"])
     hparams["corpus"] = hparams["corpus"] or prepared.corpus
     train, valid, test = make_datasets(hparams, prepared)
     if hparams["use_tensorboard"] and if_main_process():
+        from speechbrain.utils.train_logger import TensorboardLogger
+
         folder = f"{hparams['output_folder']}/tensorboard"
         hparams["loggers"].append(TensorboardLogger(folder))
-    # An interrupted fine-tuning goes on from its own checkpoint.
-    if hparams["start_from"] and hparams["checkpointer"].find_checkpoint() is None:
-        start_from(modules, hparams["start_from"], hparams["sample_rate"])
 
     brain = PeerBrain(
         modules,
@@ -248,7 +288,9 @@ def main(arguments):
     # The best weights are exported before the test, which can take long.
     best = hparams["checkpointer"].recover_if_possible(min_key="valid_loss")
     if best is None:
-        sys.exit(f"{hparams['output_folder']} holds no checkpoint: train first")
+        raise DataError(
+            f"{hparams['output_folder']}: no epoch ended with a finite validation loss"
+        )
     run_file = f"{hparams['output_folder']}/hyperparams.yaml"
     export_model(run_file, brain.modules, hparams["export_folder"])
     calibrate(
@@ -256,6 +298,7 @@ def main(arguments):
         prepared.manifests["dev"],
         prepared.data_root,
         brain.device,
+        trust=True,
     )
     brain.evaluate(
         test, min_key="valid_loss", test_loader_kwargs=hparams["test_dataloader_opts"]
@@ -269,4 +312,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except DataError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {one_line(error)}")

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_peer.peer_learning.predictors import without_predictors
+from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import si_snr
 
 EXCHANGES = ("better", "anyway", "itself", "other", "none")
@@ -226,14 +227,14 @@ class PeerLearning:
 
         Raises
         ------
-        ValueError
+        DataError
             If the exchange needs predictors and there are none.
         """
         if not self.needs_predictors:
             return without_predictors(modules)
         missing = {"predictor1", "predictor2"} - modules.keys()
         if missing:
-            raise ValueError(
+            raise DataError(
                 f"exchange '{self.exchange}' needs predictors, but the YAML's modules "
                 f"lack {' and '.join(sorted(missing))}; give --exchange none"
             )

@@ -25,7 +25,7 @@ def append_epoch(folder, epoch, row):
     row : dict
         Numbers by column name: those of `PeerCurves.means`, `train_loss`,
         `valid_loss`, `valid_si_snr` are drawn, others such as `lr` and `seconds`
-        written only. None and NaN leave the cell blank.
+        written only. None and what is not finite leave the cell blank.
     """
     table = Path(folder) / CURVES_FILE
     rows = [old for old in _read(table) if int(old["epoch"]) < epoch]
@@ -50,4 +50,4 @@ def _read(table):
 
 
 def _cell(value):
-    return "" if value is None or math.isnan(value) else value
+    return "" if value is None or not math.isfinite(value) else value

@@ -22,15 +22,18 @@ from speechbrain_peer.peer_learning.predictors import (
     can_fold,
     without_predictors,
 )
-from speechbrain_peer.training.checkpoints import SafeCheckpointer
+from speechbrain_peer.training.checkpoints import (
+    SafeCheckpointer,
+    differing_weights,
+    listed,
+    shape_of,
+)
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
 
 # How the names of C's weights begin.
 COMBINATION = "mask_head.combine."
-
-MAX_LISTED = 10
 
 
 def start_from(modules, path, sample_rate, trust=False):
@@ -74,7 +77,7 @@ def start_from(modules, path, sample_rate, trust=False):
     )
     differences = _settings_that_differ(trained, modules)
     if differences:
-        logger.warning(f"{path}: trained with other settings: {_listed(differences)}")
+        logger.warning(f"{path}: trained with other settings: {listed(differences)}")
 
 
 def read_trained(path, modules, trust=False):
@@ -148,20 +151,17 @@ def _fill(modules, trained, path):
     def is_new(name):
         if _is_peer_learning(name):
             return adds_peers
-        return _stage(name) not in STAGES and _differs(ours.get(name), theirs.get(name))
+        differ = shape_of(ours.get(name)) != shape_of(theirs.get(name))
+        return differ and _stage(name) not in STAGES
 
     new = [name for name in ours if is_new(name)]
     ours, theirs = (
         {name: weight for name, weight in weights.items() if not is_new(name)}
         for weights in (ours, theirs)
     )
-    mismatches = [
-        f"{name} is {_shape(theirs.get(name))} there and {_shape(ours.get(name))} here"
-        for name in {**ours, **theirs}
-        if _differs(ours.get(name), theirs.get(name))
-    ]
+    mismatches = differing_weights(theirs, ours)
     if mismatches:
-        raise ValueError(f"{path}: does not fit the model. {_listed(mismatches)}")
+        raise ValueError(f"{path}: does not fit the model. {mismatches}")
     if adds_peers:
         folded = getattr(trained["mask_head"], "combine", None)
         if folded is not None and not can_fold(modules):
@@ -228,17 +228,3 @@ def _is_peer_learning(name):
 
 def _stage(name):
     return name.split(".")[0]
-
-
-def _differs(weight, other):
-    return _shape(weight) != _shape(other)
-
-
-def _shape(weight):
-    return "absent" if weight is None else tuple(weight.shape)
-
-
-def _listed(differences):
-    more = len(differences) - MAX_LISTED
-    ending = f"; and {more} more" if more > 0 else ""
-    return "; ".join(differences[:MAX_LISTED]) + ending

@@ -5,6 +5,8 @@ import ctypes.util
 
 import torch
 
+from speechbrain_peer.utils.files import DataError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEEP = 2**31 - 1  # bytes, the most an int holds
 
@@ -32,7 +34,7 @@ def check_device(device):
 
     Raises
     ------
-    ValueError
+    DataError
         If there is no such device; the message is one line.
 
     Example
@@ -41,14 +43,63 @@ def check_device(device):
     >>> check_device("gpu")
     Traceback (most recent call last):
         ...
-    ValueError: gpu: PyTorch has no such device here (...); ...
+    speechbrain_peer.utils.files.DataError: gpu: PyTorch has no such device ...
     """
     try:
         torch.zeros(1, device=device).item()
     # Which error it is depends on the device and on how PyTorch was built.
     except Exception as error:
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
-        raise ValueError(
+        raise DataError(
             f"{device}: PyTorch has no such device here ({reason}); leave --device "
             "out to use the CPU, or give one such as cuda:0"
         ) from error
+
+
+def computes_bf16(device):
+    """Tells whether a device has instructions for bf16.
+
+    Without them PyTorch does the same arithmetic several times slower than in fp32.
+
+    Arguments
+    ---------
+    device : str
+        Such as `cpu` or `cuda:0`.
+
+    Returns
+    -------
+    bool
+        True also where it is not known.
+    """
+    if not device.startswith("cpu"):
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("architecture") != "x86_64":
+        return True
+    return bool(capabilities["avx512_bf16"] or capabilities["amx_bf16"])
+
+
+def one_line(error):
+    """The message of an error in one line.
+
+    Of an error in a data loader's process, without the traceback that PyTorch puts
+    before it.
+
+    Arguments
+    ---------
+    error : Exception or str
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> one_line("no such" + chr(10) + "  file")
+    'no such file'
+    """
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        # Its last line is "package.Class: message".
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
