@@ -5,18 +5,26 @@ import importlib.util
 import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import speechbrain as sb
 import torch
 from filelock import FileLock
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from recipes.LibriMix.comparison.runs import find_runs
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.training.launch import locked
 from speechbrain_peer.utils.audio import read_audio
 from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.signal import si_snr
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted(ROOT.glob("hparams/*.yaml"))
@@ -80,6 +88,7 @@ PARAMETERS = {
 TINY = {
     "chunk_seconds": 0.5,
     "batch_size": 3,
+    "valid_batch_size": 5,
     "n_epochs": 2,
     "num_workers": 0,
     "n_scoring_processes": 0,
@@ -114,9 +123,9 @@ def run(train, corpus, tmp_path):
 
     def run(row="td_speakerbeam_pl", *flags, **overrides):
         folders = corpus._asdict() | {"results_folder": tmp_path}
-        settings = tiny(row) | folders | overrides
+        settings = tiny(Path(row).stem) | folders | overrides
         options = [f"--{key}={value}" for key, value in settings.items()]
-        yaml = str(ROOT / f"hparams/{row}.yaml")
+        yaml = row if row.endswith(".yaml") else str(ROOT / f"hparams/{row}.yaml")
         return train.main([yaml, "--device=cpu", "--noprogressbar", *flags, *options])
 
     return run
@@ -227,7 +236,9 @@ def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
     whole = run(experiment="whole", **settings)
 
     def interrupt(brain, batch, outputs, loss, should_step):
-        if brain.optimizer_step == 6:  # the second of four steps in epoch 2
+        if brain.optimizer_step == 5:  # the first of four steps in epoch 2
+            time.sleep(0.5)
+        if brain.optimizer_step == 6:
             raise Interrupted
 
     settings |= {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
@@ -240,6 +251,8 @@ def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
     assert resumed.optimizer_step == whole.optimizer_step == 8
     assert torch.equal(weights(resumed), weights(whole))
     assert read_curves(resumed) == read_curves(whole)
+    # The time before the kill counts.
+    assert float(read_curves(resumed, without=())[1]["seconds"]) > 0.5
 
 
 def test_test_only_scores_a_finished_run_again(run):
@@ -260,13 +273,237 @@ def test_a_debug_run_says_so_and_stays_out_of_the_comparison(run):
 
 
 def test_test_only_needs_a_trained_run(run):
-    with pytest.raises(SystemExit, match="no checkpoint"):
+    with pytest.raises(DataError, match="no checkpoint"):
         run("td_speakerbeam_pl", "--test_only")
 
 
 def test_less_than_a_batch_is_nothing_to_train_on(run):
     with pytest.raises(DataError, match=r"has 12 training items.*--batch_size 12"):
         run(batch_size=13)
+
+
+def test_less_than_a_batch_of_each_rank_is_nothing_either(run, train, monkeypatch):
+    monkeypatch.setattr(train, "rank_and_ranks", lambda: (1, 2))
+    with pytest.raises(DataError, match=r"12 .* 6 for each of 2 .*--batch_size 6"):
+        run(batch_size=7)
+
+
+def test_validation_is_the_mean_of_the_items_whatever_its_batches(run):
+    losses = [
+        read_curves(run(experiment=str(size), n_epochs=1, valid_batch_size=size))
+        for size in (1, 5)
+    ]
+    losses = [float(row["valid_loss"]) for (row,) in losses]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_finished_training_of_n_steps_has_nothing_left_to_do(run):
+    settings = {"n_steps": 6, "n_epochs": 5}
+    folder = Path(run(**settings).hparams.output_folder)
+    outputs = [folder / name for name in ("curves.csv", "train_log.txt")]
+    before = [path.read_bytes() for path in outputs]
+    (folder / "test_scores.csv").unlink()
+    again = run(**settings)
+    assert [path.read_bytes() for path in outputs] == before
+    assert again.optimizer_step == 6
+    assert (folder / "test_scores.csv").exists()
+    # It can go on.
+    assert run(n_steps=7, n_epochs=5).optimizer_step == 7
+    assert [row["step"] for row in read_curves(again)] == ["4", "6", "7"]
+
+
+def test_killed_after_the_last_step_a_training_is_validated(run, train, monkeypatch):
+    whole = run(experiment="whole", n_steps=3)
+    start = train.PeerBrain.on_stage_start
+
+    def interrupt(brain, stage, epoch=None):
+        if stage == sb.Stage.VALID:
+            raise Interrupted
+        start(brain, stage, epoch)
+
+    settings = {"n_steps": 3, "ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(train.PeerBrain, "on_stage_start", interrupt)
+        with pytest.raises(Interrupted):
+            run(**settings)
+    assert read_curves(run(**settings)) == read_curves(whole)
+
+
+def files_of(folder):
+    """The content of every file below a folder."""
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_a_resume_with_other_sizes_changes_nothing(run):
+    folder = run(n_epochs=1).hparams.output_folder
+    before = files_of(folder)
+    sizes = r"another model. encoder\.\S+ is \(16, .*?\) there and \(20, "
+    with pytest.raises(DataError, match=sizes) as error:
+        run(n_filters=20)
+    assert "\n" not in str(error.value)
+    assert files_of(folder) == before
+
+
+def test_a_folder_is_for_one_training_at_a_time(run, tmp_path):
+    with (
+        locked(tmp_path / "td_speakerbeam_pl/1234"),
+        pytest.raises(DataError, match=f"in use by process {os.getpid()}"),
+    ):
+        run()
+
+
+@pytest.fixture
+def break_audio(train, tmp_path, monkeypatch):
+    """Arranges for audio to be overwritten as a stage of epoch 2 begins."""
+    start = train.PeerBrain.on_stage_start
+
+    def arrange(subset, value, files=1, stage=sb.Stage.TRAIN):
+        def start_and_break(brain, now, epoch=None):
+            start(brain, now, epoch)
+            paths = sorted(tmp_path.glob(f"data/wav8k/min/{subset}/mix_clean/*.wav"))
+            if (now, epoch) == (stage, 2):
+                for path in paths[:files]:
+                    samples = np.full(soundfile.info(path).frames, value)
+                    soundfile.write(path, samples, 8000, subtype="FLOAT")
+
+        monkeypatch.setattr(train.PeerBrain, "on_stage_start", start_and_break)
+
+    return arrange
+
+
+@pytest.mark.parametrize("row", ["td_speakerbeam_pl", "spex_plus_pl"])
+def test_steps_that_are_not_finite_are_skipped_and_counted(run, break_audio, row):
+    break_audio("train-100", 1e30)
+    brain = run(row)
+    first, second = read_curves(brain)
+    assert (first["skipped_steps"], second["skipped_steps"]) == ("0", "1")
+    assert "" not in second.values()
+    assert float(second["valid_loss"]) < float(first["valid_loss"])
+    assert brain.weights_are_finite()
+    folder = Path(brain.hparams.output_folder)
+    assert "skipped_steps: 1 " in (folder / "train_log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "is skipped: loss or gradients are not finite" in log
+    assert "not finite with one of: " in log
+
+
+def test_skipped_steps_leave_batch_norms_as_they_were(run, train, monkeypatch):
+    """Those of SpEx+ keep statistics of what they hear, also of broken enrollments."""
+    break_at = train.PeerBrain.on_fit_batch_start
+
+    def break_enrollment(brain, batch, should_step):
+        break_at(brain, batch, should_step)
+        if brain.optimizer_step == 5:  # the second of four steps in epoch 2
+            batch.enrollment_sig.data[0] = 1e30
+
+    monkeypatch.setattr(train.PeerBrain, "on_fit_batch_start", break_enrollment)
+    brain = run("spex_plus", n_epochs=2)
+    assert [row["skipped_steps"] for row in read_curves(brain)] == ["0", "1"]
+    assert read_curves(brain)[1]["valid_loss"]
+    newest = brain.checkpointer.recover_if_possible()
+    assert newest.meta["valid_loss"] == float(read_curves(brain)[1]["valid_loss"])
+    assert brain.weights_are_finite()
+
+
+def test_a_training_ends_after_many_steps_that_are_not_finite(run, break_audio):
+    break_audio("train-100", 1e30, files=12)
+    with pytest.raises(DataError, match="more than 2 steps of epoch 2") as error:
+        run(nonfinite_patience=2)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_audio_is_named_and_a_mended_training_goes_on(
+    run, break_audio, tmp_path, monkeypatch
+):
+    whole = run(experiment="whole")
+    audio = files_of(tmp_path / "data/wav8k")
+    break_audio("train-100", np.nan)
+    with pytest.raises(DataError, match=r"mix_clean/.*holds NaN"):
+        run(experiment="mended", num_workers=1)
+    monkeypatch.undo()
+    for path, content in audio.items():
+        path.write_bytes(content)
+    assert read_curves(run(experiment="mended")) == read_curves(whole)
+
+
+def test_validation_that_is_not_finite_is_never_the_best(run, break_audio, tmp_path):
+    """Not even where all that follow are neither."""
+    break_audio("dev", 1e30, stage=sb.Stage.VALID)
+    brain = run("td_speakerbeam", n_epochs=3)
+    first, second, third = read_curves(brain)
+    assert second["valid_loss"] == third["valid_loss"] == ""
+    assert brain.hparams.epoch_counter.best_limit == 1
+    (best,) = brain.checkpointer.find_checkpoints(min_key="valid_loss")
+    assert best.meta["valid_loss"] == float(first["valid_loss"])
+
+
+def test_weights_that_are_not_finite_are_never_the_best(run, train, monkeypatch):
+    start = train.PeerBrain.on_stage_start
+
+    def start_and_break(brain, stage, epoch=None):
+        start(brain, stage, epoch)
+        if (stage, epoch) == (sb.Stage.VALID, 2):
+            # Extraction does not need it.
+            brain.modules["speaker_classifier"].bias.data[0] = np.nan
+
+    monkeypatch.setattr(train.PeerBrain, "on_stage_start", start_and_break)
+    brain = run("spex_plus")
+    assert read_curves(brain)[1]["valid_loss"] == ""
+    assert brain.weights_are_finite()  # those of the first epoch
+
+
+OWN_BACKBONE = """
+from speechbrain_peer.models import td_speakerbeam
+
+class Separator(td_speakerbeam.Separator):
+    pass
+"""
+
+
+def test_a_backbone_of_ones_own_goes_from_training_to_extraction(
+    run, tmp_path, monkeypatch
+):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/my_backbone.py").write_text(OWN_BACKBONE)
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    text = (ROOT / "hparams/td_speakerbeam_pl.yaml").read_text(encoding="utf-8")
+    name = "speechbrain_peer.models.td_speakerbeam.Separator"
+    assert text.count(name) == 1
+    row = tmp_path / "own/td_speakerbeam_own.yaml"
+    row.write_text(text.replace(name, "my_backbone.Separator"), encoding="utf-8")
+    brain = run(str(row), n_epochs=1)
+    folder = Path(brain.hparams.output_folder)
+    assert (folder / "metrics.md").exists()
+    assert (folder / "extracted.wav").exists()
+
+    model = brain.hparams.export_folder
+    with pytest.raises(ValueError, match=r"my_backbone\.Separator is not allowed"):
+        TargetSpeechExtraction.from_hparams(model)
+    mixture, enrollment = torch.randn(2, 1, 4000)
+    trusted = TargetSpeechExtraction.from_hparams(model, trust=True)
+    assert trusted.extract_batch(mixture, enrollment).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--n_epoch=1"], "did you mean --n_epochs?"),
+        (["--exchange=better"], "exchange 'better' needs predictors"),
+        (["--test_only"], "holds no checkpoint: train first"),
+    ],
+)
+def test_the_script_ends_in_one_line(tmp_path, options, complaint):
+    """Nothing of other packages is in the way, nor a traceback."""
+    command = [sys.executable, ROOT / "recipes/LibriMix/train.py"]
+    command += [ROOT / "hparams/td_speakerbeam.yaml", f"--results_folder={tmp_path}"]
+    ended = subprocess.run(
+        [*command, "--device=cpu", *options], capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert complaint in line
+    assert not list(tmp_path.rglob("hyperparams.yaml"))
 
 
 def test_training_lowers_the_loss_of_unseen_speakers(run):
@@ -297,7 +534,7 @@ def test_every_yaml_key_is_used(path):
     text = path.read_text(encoding="utf-8")
     scripts = (ROOT / "recipes/LibriMix/train.py").read_text(encoding="utf-8")
     brain_options = {"precision", "max_grad_norm", "ckpt_interval_minutes"}
-    brain_options |= {"optimizer_step_limit", "__set_seed"}
+    brain_options |= {"optimizer_step_limit", "nonfinite_patience", "__set_seed"}
     keys = [
         line.split(":")[0]
         for line in text.splitlines()
@@ -317,11 +554,24 @@ def test_every_yaml_key_is_used(path):
 def test_two_processes_train_one_model(corpus, tmp_path):
     arguments = (str(tmp_path), corpus._asdict())
     torch.multiprocessing.spawn(train_in_one_of_two_processes, arguments, nprocs=2)
-    first, second = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
+    first, second = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)
+    )
     # Each has seen other items, so that only averaged gradients keep them equal.
-    assert torch.equal(first, second)
+    assert torch.equal(first["weights"], second["weights"])
     with open(tmp_path / "td_speakerbeam_pl/1234/curves.csv", encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == TINY["n_epochs"]
+        rows = list(csv.DictReader(file))
+    assert len(rows) == TINY["n_epochs"]
+    # What one of them cannot train on, none does.
+    assert [row["skipped_steps"] for row in rows] == ["0", "1"]
+    losses = np.concatenate([first["losses"], second["losses"]], axis=1)
+    assert np.isnan(losses).sum() == 1
+    means = [float(row["train_loss"]) for row in rows]
+    np.testing.assert_allclose(means, np.nanmean(losses, axis=1), rtol=1e-6)
+    # Each validates its share of the items; the best epoch's weights, all of them.
+    assert first["items"] + second["items"] == 2 * 12
+    best = min(float(row["valid_loss"]) for row in rows)
+    np.testing.assert_allclose(best, first["valid_loss"], rtol=1e-5)
 
 
 def train_in_one_of_two_processes(rank, folder, corpus):
@@ -335,8 +585,47 @@ def train_in_one_of_two_processes(rank, folder, corpus):
     options = [f"--{key}={value}" for key, value in settings.items()]
     options += ["--device=cpu", "--distributed_backend=gloo", "--noprogressbar"]
     options += ["--ckpt_interval_minutes=0"]
-    brain = load_script().main([str(ROOT / f"hparams/{row}.yaml"), *options])
-    torch.save(weights(brain), f"{folder}/weights{rank}.pt")
+    train = load_script()
+    losses, items = [], []
+
+    class Brain(train.PeerBrain):
+        def compute_objectives(self, predictions, batch, stage):
+            loss = super().compute_objectives(predictions, batch, stage)
+            if stage == sb.Stage.VALID:
+                items.append(len(batch.id))
+            if stage == sb.Stage.TRAIN:
+                if rank == 0 and self.optimizer_step == 2:  # the first of epoch 2
+                    loss = loss * np.inf
+                losses.append(loss.item() if loss.isfinite() else np.nan)
+            return loss
+
+    train.PeerBrain = Brain
+    brain = train.main([str(ROOT / f"hparams/{row}.yaml"), *options])
+    found = {"weights": weights(brain), "items": sum(items)}
+    found["losses"] = np.reshape(losses, (2, -1))
+    if rank == 0:
+        found["valid_loss"] = mean_loss_of_dev(brain, Path(folder, "data"))
+    torch.save(found, f"{folder}/rank{rank}.pt")
+
+
+def mean_loss_of_dev(brain, root):
+    """The loss of every dev item on its own, and their mean."""
+    rows = json.loads((root / "manifests/wav8k_min_first/dev.json").read_text())
+    stages = {
+        name: getattr(stage, "module", stage).eval()
+        for name, stage in brain.modules.items()
+    }
+    losses = []
+    for row in rows.values():
+        paths = (row["mixture"], row["enrollment"], row["target"]["path"])
+        mixture, enrollment, target = (
+            torch.from_numpy(read_audio(path.format(data_root=root)))[None]
+            for path in paths
+        )
+        with torch.no_grad():
+            estimate = extract(stages, mixture, embed(stages, enrollment))
+        losses.append(-si_snr(estimate, target).item())
+    return np.mean(losses)
 
 
 def free_port(folder):

@@ -147,6 +147,8 @@ def add_match_scorer(folder, scorer):
 
 def _write_folder(folder, hparams, weights, documents):
     """Writes a model whole or not at all, after it has been loaded for a test."""
+    if not all(torch.isfinite(weight).all() for weight in weights.values()):
+        raise DataError(f"{folder}: not written, as weights are not finite")
     with whole_folder(folder) as temporary:
         _write_hparams(hparams, temporary / HPARAMS_FILE)
         torch.save(weights, temporary / WEIGHTS_FILE)
