@@ -62,7 +62,7 @@ def test_sums_keep_no_graph_and_reset_forgets():
     mask = torch.zeros(2, 3, requires_grad=True)
     curves.update(mask * 1, mask * 1, mask * 1)
     assert curves.means()["refined"] == 0
-    assert not curves._totals.requires_grad
+    assert not curves["refined"].requires_grad
     curves.reset()
     assert math.isnan(curves.means()["better_mask"])
 
@@ -108,7 +108,7 @@ def _count_with_another_process(rank, folder):
     os.environ["RANK"] = str(rank)
     curves.gather()
     assert curves.means()["better_mask"] == 3.5  # no item counts twice
-    assert curves._totals[-1] == (2 if rank == 0 else 0)  # items
+    assert curves["items"] == (2 if rank == 0 else 0)
     torch.distributed.destroy_process_group()
 
 

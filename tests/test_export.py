@@ -189,6 +189,14 @@ def test_export_names_a_missing_entry(tmp_path):
         export_model(path, build(), tmp_path / "model")
 
 
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    modules = build()
+    modules["decoder"].weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="not written, as weights are not finite"):
+        export_model(write_run(tmp_path / "run"), modules, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_stage_of_another_package_is_exported_with_a_warning(
     tmp_path, caplog, monkeypatch
 ):

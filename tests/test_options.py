@@ -158,7 +158,7 @@ def test_another_models_yaml_may_use_the_same_names_otherwise(tmp_path):
 
 
 def test_a_device_that_is_not_there_is_told():
-    with pytest.raises(DataError, match="--device nothing: PyTorch has no such device"):
+    with pytest.raises(DataError, match="nothing: PyTorch has no such device"):
         read_options([ROW, "--device=nothing"])
 
 
