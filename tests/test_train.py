@@ -20,6 +20,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from recipes.LibriMix.comparison.runs import find_runs
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.cli.__main__ import main as tse
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.launch import locked
 from speechbrain_peer.utils.audio import read_audio
@@ -341,7 +342,10 @@ def test_a_resume_with_other_sizes_changes_nothing(run):
     with pytest.raises(DataError, match=sizes) as error:
         run(n_filters=20)
     assert "\n" not in str(error.value)
-    assert files_of(folder) == before
+    after = files_of(folder)
+    log = Path(folder, "log.txt")  # of this process, which has trained before
+    assert after.pop(log).startswith(before.pop(log))
+    assert after == before
 
 
 def test_a_folder_is_for_one_training_at_a_time(run, tmp_path):
@@ -394,7 +398,7 @@ def test_skipped_steps_leave_batch_norms_as_they_were(run, train, monkeypatch):
     def break_enrollment(brain, batch, should_step):
         break_at(brain, batch, should_step)
         if brain.optimizer_step == 5:  # the second of four steps in epoch 2
-            batch.enrollment_sig.data[0] = 1e30
+            batch.enrollment_sig.data[0] = np.inf
 
     monkeypatch.setattr(train.PeerBrain, "on_fit_batch_start", break_enrollment)
     brain = run("spex_plus", n_epochs=2)
@@ -479,9 +483,13 @@ def test_a_backbone_of_ones_own_goes_from_training_to_extraction(
     model = brain.hparams.export_folder
     with pytest.raises(ValueError, match=r"my_backbone\.Separator is not allowed"):
         TargetSpeechExtraction.from_hparams(model)
-    mixture, enrollment = torch.randn(2, 1, 4000)
-    trusted = TargetSpeechExtraction.from_hparams(model, trust=True)
-    assert trusted.extract_batch(mixture, enrollment).isfinite().all()
+    mixture = enrollment = str(folder / "extracted.wav")
+    output = tmp_path / "target.wav"
+    command = ["extract", mixture, "-e", enrollment, "-o", str(output)]
+    assert tse([*command, "--model", model]) == 1
+    assert not output.exists()
+    assert tse([*command, "--model", model, "--trust"]) == 0
+    assert output.exists()
 
 
 @pytest.mark.parametrize(
@@ -522,7 +530,6 @@ def test_yaml_is_resolved_and_builds_the_full_size_model(path, tmp_path):
     with open(path, encoding="utf-8") as stream:
         hparams = load_hyperpyyaml(stream, overrides)
     modules = hparams["modules"]
-    assert set(modules) <= set(hparams["checkpointer"].recoverables)
     parameters = sum(
         p.numel() for stage in modules.values() for p in stage.parameters()
     )
@@ -595,7 +602,7 @@ def train_in_one_of_two_processes(rank, folder, corpus):
                 items.append(len(batch.id))
             if stage == sb.Stage.TRAIN:
                 if rank == 0 and self.optimizer_step == 2:  # the first of epoch 2
-                    loss = loss * np.inf
+                    loss = loss + np.inf  # of finite gradients
                 losses.append(loss.item() if loss.isfinite() else np.nan)
             return loss
 

@@ -94,7 +94,8 @@ def locked(folder):
 
 
 def hide_foreign_warnings():
-    """Leaves out what other packages warn of and no user of this one can act upon."""
+    """Leaves out what other packages say and no user of this one can act upon."""
+    logging.getLogger("filelock").setLevel(logging.WARNING)
     # At import: it can draw spectrograms in TensorBoard, which nobody asks of it.
     logging.getLogger("speechbrain.utils.train_logger").addFilter(
         lambda record: "torchvision" not in record.getMessage()
