@@ -529,7 +529,9 @@ def test_yaml_is_resolved_and_builds_the_full_size_model(path, tmp_path):
     assert "<" not in resolved
     with open(path, encoding="utf-8") as stream:
         hparams = load_hyperpyyaml(stream, overrides)
-    modules = hparams["modules"]
+    modules = hparams["peer_learning"].stages(hparams["modules"])
+    # train.py adds the stages, as they are without predictors, too.
+    assert not set(modules) & set(hparams["checkpointer"].recoverables)
     parameters = sum(
         p.numel() for stage in modules.values() for p in stage.parameters()
     )

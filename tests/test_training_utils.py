@@ -23,7 +23,7 @@ from speechbrain_peer.training.schedules import (
     ReduceLROnPlateau,
 )
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import one_line
+from speechbrain_peer.utils.messages import one_line
 from speechbrain_peer.utils.totals import EpochTotals
 
 

@@ -36,7 +36,8 @@ from speechbrain_peer.training.launch import (
 )
 from speechbrain_peer.training.options import load_hparams, read_options
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import keep_freed_memory, one_line
+from speechbrain_peer.utils.messages import one_line
+from speechbrain_peer.utils.runtime import keep_freed_memory
 from speechbrain_peer.utils.signal import match_level, sample_mask, si_snr
 
 

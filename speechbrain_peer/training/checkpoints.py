@@ -13,7 +13,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import one_line
+from speechbrain_peer.utils.messages import one_line
 
 logger = get_logger(__name__)
 

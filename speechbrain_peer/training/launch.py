@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from speechbrain.utils.distributed import ddp_init_group, get_rank
 
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import one_line
+from speechbrain_peer.utils.messages import one_line
 
 
 def init_ranks(run_opts):

@@ -19,7 +19,8 @@ from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
 from speechbrain_peer.peer_learning.exchange import EXCHANGES
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import check_device, computes_bf16, one_line
+from speechbrain_peer.utils.messages import one_line
+from speechbrain_peer.utils.runtime import check_device, computes_bf16
 
 logger = get_logger(__name__)
 

@@ -36,9 +36,12 @@ def printable(text):
 def one_line(text):
     """Writes what may have several lines, such as an error of a library, as one.
 
+    Of an error in a data loader's process, without the traceback that PyTorch puts
+    before it.
+
     Arguments
     ---------
-    text : str
+    text : Exception or str
         What to tell.
 
     Returns
@@ -50,7 +53,10 @@ def one_line(text):
     >>> one_line("Missing keys:\\n\\tencoder.weight")
     'Missing keys: encoder.weight'
     """
-    lines = (line.strip() for line in printable(text).splitlines())
+    lines = [line.strip() for line in printable(str(text)).strip().splitlines()]
+    if "Original Traceback" in "".join(lines):
+        # Its last line is "package.Class: message".
+        return lines[-1].partition(": ")[2]
     return " ".join(filter(None, lines))
 
 

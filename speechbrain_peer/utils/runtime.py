@@ -77,29 +77,3 @@ def computes_bf16(device):
     if capabilities.get("architecture") != "x86_64":
         return True
     return bool(capabilities["avx512_bf16"] or capabilities["amx_bf16"])
-
-
-def one_line(error):
-    """The message of an error in one line.
-
-    Of an error in a data loader's process, without the traceback that PyTorch puts
-    before it.
-
-    Arguments
-    ---------
-    error : Exception or str
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> one_line("no such" + chr(10) + "  file")
-    'no such file'
-    """
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        # Its last line is "package.Class: message".
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
