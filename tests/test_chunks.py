@@ -19,11 +19,12 @@ from speechbrain_peer.inference.interface import (
     TargetSpeechExtraction,
 )
 from speechbrain_peer.inference.recordings import (
-    Encoding,
+    BLOCK,
+    Recording,
     resample_blocks,
     resampled_length,
-    write_blocks,
 )
+from speechbrain_peer.inference.writing import Encoding, write_blocks
 from speechbrain_peer.peer_learning.exchange import extract
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.signal import si_snr
@@ -109,18 +110,52 @@ def test_chunks_are_those_of_the_whole_signal():
         np.testing.assert_array_equal(chunk, samples[start:end])
 
 
-@pytest.mark.parametrize("length", [1, 700, 30011])
-@pytest.mark.parametrize(
-    ("from_rate", "to_rate"),
-    [(16000, 8000), (8000, 16000), (44100, 8000), (8000, 44100), (11025, 16000)],
-)
+RATES = [
+    (16000, 8000),
+    (8000, 16000),
+    (44100, 8000),
+    (8000, 44100),
+    (44099, 8000),  # a prime
+    (11025, 16000),
+]
+
+
+@pytest.mark.parametrize("length", [1, 2, 700, 30011])
+@pytest.mark.parametrize(("from_rate", "to_rate"), RATES)
 def test_resampling_as_a_stream_has_no_seams(from_rate, to_rate, length):
     samples = np.random.default_rng(0).standard_normal((length, 2)).astype(np.float32)
     stream = list(resample_blocks(random_blocks(samples), from_rate, to_rate))
     stream = np.concatenate(stream)
     assert len(stream) == resampled_length(length, from_rate, to_rate)
+    whole = np.concatenate(list(resample_blocks([samples], from_rate, to_rate)))
+    np.testing.assert_array_equal(stream, whole)
+    # The channels of a transposed array do not lie side by side.
+    other = np.ascontiguousarray(samples.T).T
+    other = np.concatenate(list(resample_blocks([other], from_rate, to_rate)))
+    np.testing.assert_array_equal(other, whole)
+
+
+@pytest.mark.parametrize(("from_rate", "to_rate"), RATES)
+def test_resampling_keeps_time_and_level(from_rate, to_rate):
+    """Up to 0.4 of the lower rate it is what the polyphase filter gives."""
+    time = np.arange(2 * from_rate) / from_rate
+    frequencies = np.linspace(50, 0.4 * min(from_rate, to_rate), 40)
+    phases = np.random.default_rng(0).uniform(0, 2 * np.pi, 40)
+    sines = np.sin(2 * np.pi * frequencies * time[:, None] + phases).sum(1)
+    samples = np.float32(np.hanning(len(time)) * sines)[:, None]
+    stream = np.concatenate(list(resample_blocks([samples], from_rate, to_rate)))
     expected = resample_poly(samples, to_rate, from_rate)
-    np.testing.assert_allclose(stream, expected, rtol=0, atol=1e-6)
+    difference = np.square(stream - expected).sum() / np.square(expected).sum()
+    assert 10 * np.log10(difference) < -50
+
+
+def test_blocks_are_never_large(tmp_path):
+    """Whatever number of channels a header tells."""
+    path = tmp_path / "many.wav"
+    soundfile.write(path, np.zeros((5000, 500)), SAMPLE_RATE, subtype="PCM_U8")
+    recording = Recording.open(path)
+    assert recording.length == 5000
+    assert max(block.size for block in recording.blocks()) <= BLOCK
 
 
 def test_a_short_mixture_is_extracted_in_one_piece(model):

@@ -86,12 +86,6 @@ def test_unusable_file_is_named_with_the_reason(tmp_path, spoil, reason):
     assert str(path) in str(caught.value)
 
 
-def test_nan_passes_where_it_is_not_looked_for(tmp_path):
-    _write_nan(tmp_path / "nan.wav")
-    samples = read_audio(tmp_path / "nan.wav", check_finite=False)
-    assert np.isnan(samples).tolist() == [False, True]
-
-
 def test_start_beyond_the_end_is_an_error(speech):
     with pytest.raises(AudioError, match="prepare the data again"):
         read_audio(speech, start=1000)

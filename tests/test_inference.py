@@ -10,11 +10,8 @@ from scipy.signal import resample_poly
 from tiny_model import SAMPLE_RATE, export
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.inference.recordings import (
-    Recording,
-    choose_encoding,
-    write_blocks,
-)
+from speechbrain_peer.inference.recordings import Recording
+from speechbrain_peer.inference.writing import choose_encoding, write_blocks
 from speechbrain_peer.models import dpccn, sepformer, spex_plus, td_speakerbeam
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.nnet.mask import MaskHead
@@ -590,7 +587,7 @@ def test_a_wav_file_beyond_4_gib_is_rf64(tmp_path):
     encoding = choose_encoding(path, mixture, channels=2)
     assert encoding.format == "RF64"
     write_blocks(path, lambda: [np.full((100, 2), 0.5)], encoding)
-    assert Recording.open(path)[1:] == (100, 48000, 2, "PCM_16")
+    assert Recording.open(path)[1:5] == (100, 48000, 2, "PCM_16")
 
 
 def test_an_input_is_never_overwritten(model, audio, tmp_path):

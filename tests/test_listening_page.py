@@ -1,8 +1,15 @@
 """The listening page: what it computes and tells, and the page in a real browser."""
 
+import http.client
 import io
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,11 +21,11 @@ from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli import listening_page
 from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.cli.listening_page import (
-    build_page,
     describe_match,
     extract_and_draw,
-    launch_page,
+    serve_page,
 )
+from speechbrain_peer.cli.page_guard import LARGEST_UPLOAD
 from speechbrain_peer.inference.match import MatchScorer
 from speechbrain_peer.packaging.export import add_match_scorer
 
@@ -26,6 +33,7 @@ RATE = 16000
 LONGEST = 120_000  # milliseconds, on a busy machine
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MIXTURE, VOICE = "Recording of several talkers", "Voice of one of them, alone"
+MORE = "More recordings of this voice (optional)"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,9 @@ def test_what_is_extracted_is_written_drawn_and_told(model, recordings, tmp_path
     assert match == "Match: 93 % - likely this voice"
     assert [axes.get_title() for axes in figure.axes[:2]] == ["mixture", "extracted"]
     assert figure.axes[0].get_xlim() == (0, 2)
-    assert caption == ""
+    # The model's rate is 8 kHz, the recording's 16.
+    assert figure.axes[0].get_ylim() == (0, 4)
+    assert caption.startswith("The model works up to 4 kHz: above, the recording")
 
 
 def test_only_the_start_is_drawn(model, recordings, tmp_path, monkeypatch):
@@ -77,7 +87,7 @@ def test_only_the_start_is_drawn(model, recordings, tmp_path, monkeypatch):
     _, figure, caption = extract_and_draw(model, *paths, output)
     assert soundfile.info(output).duration == 2
     assert figure.axes[1].get_xlim() == (0, 1)
-    assert caption == "Only the first 1 s are drawn."
+    assert "Only the first 1 s are drawn." in caption
 
 
 def test_speech_beyond_full_scale_is_kept_and_told(model, recordings, tmp_path):
@@ -117,14 +127,56 @@ def test_without_gradio_the_command_tells_what_to_install(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def address(model, tmp_path_factory):
-    """Where the page is served."""
+def page(model, tmp_path_factory):
+    """The address of a page, and the folder of its files."""
     pytest.importorskip("gradio")
+    folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        page = build_page(model)
-        yield launch_page(page)
-        page.close(verbose=False)
+        patch.setattr(tempfile, "tempdir", str(folder))
+        with serve_page(model, "my model") as address:
+            yield address, folder
+        assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def address(page):
+    return page[0]
+
+
+def ask(address, method="GET", path="/", **headers):
+    """Asks as a browser does, with other headers; gives the status."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+    connection.putrequest(method, path, skip_host=True)
+    headers = {"Host": urlsplit(address).netloc, **headers}
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    connection.endheaders()
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status
+
+
+def test_the_page_is_for_its_own_computer(address):
+    """A site can point its name here, and any site can send requests."""
+    port = urlsplit(address).port
+    assert ask(address) == 200
+    assert ask(address, Host=f"localhost:{port}") == 200
+    for host in ("evil.example", f"evil.example:{port}", "192.168.0.1", "", "["):
+        assert ask(address, Host=host) == 403
+    own = f"http://127.0.0.1:{port}"
+    assert ask(address, Origin=own) == 200
+    for origin in ("http://evil.example", "null", own.replace("http", "https")):
+        assert ask(address, Origin=origin) == 403
+    assert ask(address, Origin=f"http://127.0.0.1:{port + 1}") == 403
+
+
+def test_uploads_have_a_limit(address):
+    upload = "/gradio_api/upload"
+    large = str(LARGEST_UPLOAD + 1)
+    assert ask(address, "POST", upload, Content_Length=large) == 413
+    assert ask(address, "POST", upload, Transfer_Encoding="chunked") == 411
+    assert ask(address, "POST", upload, Content_Length="-1") in (400, 413)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +191,8 @@ def browser():
 
 
 def block(tab, label):
-    return tab.locator(".block").filter(has_text=label).last
+    of_label = tab.get_by_text(label, exact=True)
+    return tab.locator(".block").filter(has=of_label).last
 
 
 def give(tab, label, path):
@@ -149,6 +202,18 @@ def give(tab, label, path):
         place.get_by_label("Clear").click()
     place.locator("input[type=file]").set_input_files(path)
     place.get_by_label("Download").wait_for()
+
+
+def uploads(page):
+    """Names of the recordings that are on the disk."""
+    return sorted(path.name for path in page[1].rglob("uploads/*/*") if path.is_file())
+
+
+def wait_for_uploads(page, names):
+    until = time.monotonic() + LONGEST / 1000
+    while uploads(page) != sorted(names):
+        assert time.monotonic() < until, uploads(page)
+        time.sleep(0.1)
 
 
 def extract(tab):
@@ -213,3 +278,62 @@ def test_a_port_that_is_taken_is_told(address, model_folder, capsys):
     port = str(urlsplit(address).port)
     assert main(["demo", "--model", model_folder, "--port", port]) == 1
     assert port in capsys.readouterr().err
+
+
+def test_recordings_go_when_they_are_replaced_or_the_page_is_closed(
+    page, browser, recordings
+):
+    tab, other = browser.new_page(), browser.new_page()
+    for opened in (tab, other):
+        opened.set_default_timeout(LONGEST)
+        opened.goto(page[0])
+    give(tab, MIXTURE, recordings / "meeting.wav")
+    give(other, MIXTURE, recordings / "meeting.wav")
+    give(tab, VOICE, recordings / "voice.wav")
+    more = block(tab, MORE).locator("input[type=file]")
+    more.set_input_files([recordings / "loud.wav"])
+    wait_for_uploads(page, ["meeting.wav", "voice.wav", "loud.wav"])
+    extract(tab)
+    tab.get_by_text("Match: 93 %").wait_for()
+    give(tab, MIXTURE, recordings / "silent.wav")
+    other.close()
+    wait_for_uploads(page, ["silent.wav", "voice.wav", "loud.wav"])
+    assert [*page[1].rglob("meeting_extracted.wav")]
+    tab.close()
+    wait_for_uploads(page, [])
+    assert not [*page[1].rglob("meeting_extracted.wav")]
+
+
+def test_an_example_to_click(address, browser):
+    pytest.importorskip("espeakng_loader")
+    tab = browser.new_page()
+    tab.set_default_timeout(LONGEST)
+    tab.goto(address)
+    tab.get_by_text("my model, 8000 Hz").wait_for()
+    for _ in range(2):
+        tab.get_by_role("button", name="Take the example").click()
+        block(tab, VOICE).get_by_label("Download").wait_for()
+        extract(tab)
+        tab.get_by_text("Match: 93 %").wait_for()
+        tab.get_by_text("The model works up to 4 kHz").wait_for()
+        block(tab, VOICE).get_by_label("Clear").click()
+    tab.close()
+
+
+def test_nothing_is_left_when_the_page_is_terminated(model_folder, tmp_path):
+    pytest.importorskip("gradio")
+    command = [sys.executable, "-m", "speechbrain_peer.cli", "demo", "-m", model_folder]
+    with subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        (folder,) = tmp_path.glob("tse-page-*")
+        (folder / "uploads").mkdir(exist_ok=True)
+        (folder / "uploads/voice.wav").write_bytes(b"a voice")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("tse-page-*"))

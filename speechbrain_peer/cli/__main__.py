@@ -4,7 +4,9 @@ Modules of commands import PyTorch and the like when they run: help comes at onc
 """
 
 import argparse
+import signal
 import sys
+from contextlib import contextmanager
 
 from speechbrain_peer import __version__
 from speechbrain_peer.cli import (
@@ -67,6 +69,27 @@ def build_parser():
     return parser
 
 
+@contextmanager
+def _ended_in_order():
+    """Lets signals that end a process end it as an error does: temporary files go."""
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # `nohup` has it ignored, and Windows has no SIGHUP.
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            before[number] = signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number, frame):
+    sys.exit(128 + number)
+
+
+@_ended_in_order()
 def main(arguments=None):
     """Runs a command.
 

@@ -1,6 +1,7 @@
 """Serves a page to extract and listen in the browser, on this computer alone."""
 
 import threading
+from pathlib import Path
 
 from speechbrain_peer.cli.options import (
     add_model_options,
@@ -24,16 +25,11 @@ def add_arguments(parser):
 
 def run(options):
     """Serves until it is interrupted."""
-    from speechbrain_peer.cli.listening_page import (
-        build_page,
-        import_gradio,
-        launch_page,
-    )
+    from speechbrain_peer.cli.listening_page import import_gradio, serve_page
 
     import_gradio()  # before a model is loaded in vain
-    page = build_page(load_interface(options))
-    print(f"{launch_page(page, options.port)} (Ctrl+C ends it)", flush=True)
-    try:
+    path = Path(options.model)
+    name = path.resolve().name if path.is_dir() else options.model
+    with serve_page(load_interface(options), name, options.port) as address:
+        print(f"{address} (Ctrl+C ends it)", flush=True)
         threading.Event().wait()
-    finally:
-        page.close(verbose=False)

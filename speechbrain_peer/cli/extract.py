@@ -1,8 +1,12 @@
-"""Extracts one person's speech from audio files and folders of them."""
+"""Extracts one person's speech from recordings, files and whole folders."""
 
 import os
+import shutil
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from speechbrain_peer.cli.options import (
     add_model_options,
@@ -10,8 +14,25 @@ from speechbrain_peer.cli.options import (
     load_interface,
 )
 from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.messages import one_line, printable
 
-EXAMPLES = ["tse extract meeting.wav -e anna.wav -o anna_only.wav"]
+EXAMPLES = [
+    "tse extract meeting.wav -e anna.wav",
+    "tse extract meeting.wav -e anna.wav -o anna_only.flac --residual others.flac",
+    "tse extract day1/ day2/ talk.m4a -e anna_1.wav anna_2.wav -o anna/",
+    "sox meeting.mp3 -t wav - | tse extract - -e anna.wav > anna_only.wav",
+]
+
+PIPE = "-"
+"""Stands for standard input and output."""
+
+STANDARD_INPUT = "standard input"
+
+MATCH_LEGEND = (
+    "tse: the number after a file is the match, 0 to 1: how much the output sounds "
+    "like the enrollment; below 0.5 the person may be absent. It does not tell where "
+    "another person was taken for this one: listen."
+)
 
 MOST_NAMED = 10
 """Files of which a message gives the names."""
@@ -20,7 +41,13 @@ MOST_NAMED = 10
 def add_arguments(parser):
     """Declares the options."""
     add = parser.add_argument
-    add("mixture", help="recording, or a folder of recordings")
+    add(
+        "mixture",
+        nargs="+",
+        help="recordings and folders of them, in any format that libsndfile reads, or "
+        "ffmpeg where it is installed (m4a, mp4, webm, ...); - reads WAV from standard "
+        "input",
+    )
     add(
         "-e",
         "--enrollment",
@@ -33,79 +60,262 @@ def add_arguments(parser):
     add(
         "-o",
         "--output",
-        required=True,
-        help="file to write, or for a folder the folder to fill",
+        help="file to write, or for several recordings the folder to fill; by default "
+        "NAME_target.wav, or for a folder NAME_target/, in the current folder; - "
+        "(default for -) writes WAV to standard output",
+    )
+    add(
+        "--residual",
+        metavar="FILE",
+        help="also write everybody else, the recording minus the person's speech: a "
+        "file, or for several recordings a folder",
+    )
+    add(
+        "--channels",
+        choices=("mix", "each"),
+        default="mix",
+        help="average the channels of a recording (default), or extract from each",
     )
     add_model_options(add)
 
 
 def run(options):
-    """Extracts; of a folder, from all that can be read."""
-    from speechbrain_peer.inference.recordings import check_output
+    """Extracts from all that can be read."""
+    from tqdm import tqdm
 
-    pairs = list_files(options.mixture, options.output)
+    jobs = plan(options.mixture, options.enrollment, options.output, options.residual)
     model = load_interface(options)
     embedding = model.encode_speaker_files(options.enrollment)
-    failures = 0
-    for mixture, output in pairs:
-        try:
-            check_output(output, options.enrollment)
-            _, match = model.extract_file(
-                mixture, embeddings=embedding, output_path=output, return_match=True
+    told, failures = False, 0
+    # On terminals alone (None).
+    disable = None if len(jobs) > 1 else True
+    with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
+        for job in bar:
+            try:
+                match = extract(model, embedding, job, options.channels)
+            except (ValueError, OSError, MemoryError) as error:
+                failures += 1
+                tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
+                continue
+            if match is not None and not told:
+                told = True
+                tqdm.write(MATCH_LEGEND, file=sys.stderr)
+            name = PIPE if job.output is None else printable(str(job.output))
+            tqdm.write(
+                name if match is None else f"{name}\t{match:.2f}",
+                # Audio is on standard output.
+                file=sys.stderr if job.output is None else sys.stdout,
             )
-            print(output if match is None else f"{output}\tmatch {match:.2f}")
-        except (ValueError, OSError) as error:
-            if len(pairs) == 1:
-                raise
-            failures += 1
-            print(f"tse: error: {error}", file=sys.stderr)
-    if failures:
-        print(f"tse: {failures} of {len(pairs)} files failed", file=sys.stderr)
+    if failures and len(jobs) > 1:
+        print(f"tse: {failures} of {len(jobs)} files failed", file=sys.stderr)
     return 1 if failures else 0
 
 
-def list_files(mixture, output):
-    """Pairs every recording with the file to write; tells which files are none.
+class Job(NamedTuple):
+    """What is to be done with one recording."""
+
+    mixture: Path | None
+    """The recording; None for standard input."""
+    output: Path | None
+    """The file to write; None for standard output."""
+    residual: Path | None
+    """The file for everybody else; None if it is not wanted."""
+
+
+def plan(inputs, enrollments, output=None, residual=None):
+    """Finds the recordings, and chooses the files to write for each.
 
     Arguments
     ---------
-    mixture : str or pathlib.Path
-        A file or a folder, which is searched with all folders in it.
-    output : str or pathlib.Path
-        A file or, for a folder, a folder: files keep their place and name in it.
+    inputs : list of str
+        Files, folders, which are searched with all folders in them, or `PIPE` alone.
+    enrollments : list of (str or pathlib.Path)
+        Files to keep.
+    output : str, optional
+        A file, a folder or `PIPE`, as `--help` tells.
+    residual : str, optional
+        A file or a folder.
 
     Returns
     -------
-    list of (pathlib.Path, pathlib.Path)
+    list of Job
 
     Raises
     ------
     DataError
-        If the folder holds no audio, or the output lies in it.
+        If a folder holds no audio, or a file that would be written has no format's
+        suffix, is an input, lies in a folder of recordings, or would be written twice.
     """
-    from speechbrain_peer.inference.recordings import audio_suffixes
+    folders = [Path(text).resolve() for text in inputs if os.path.isdir(text)]
+    several = len(inputs) > 1 or bool(folders)
+    if several and PIPE in (*inputs, output, residual):
+        raise DataError(f"{PIPE}: a pipe is for one recording alone; give files")
+    jobs = [
+        Job(
+            mixture,
+            default if output is None else _place(output, name, several),
+            None if residual is None else _place(residual, name, several),
+        )
+        for mixture, name, default in _find(inputs)
+    ]
+    _check_places(jobs, folders, enrollments)
+    return jobs
 
-    mixture, output = Path(mixture), Path(output)
-    if not mixture.is_dir():
-        return [(mixture, output)]
-    if output.resolve().is_relative_to(mixture.resolve()):
-        raise DataError(f"{output}: lies in the folder of recordings; choose another")
+
+def extract(model, embedding, job, channels):
+    """Extracts from one recording.
+
+    Arguments
+    ---------
+    model : speechbrain_peer.TargetSpeechExtraction
+        What extracts.
+    embedding : torch.Tensor
+        Of the person, (1, embedding).
+    job : Job
+        Files to read and write.
+    channels : str
+        `mix` or `each`.
+
+    Returns
+    -------
+    float or None
+        The match score; None from a model that tells none.
+    """
+    with _readable(job.mixture) as mixture, _writable(job.output) as output:
+        _, match = model.extract_file(
+            mixture,
+            embeddings=embedding,
+            output_path=output,
+            residual_path=job.residual,
+            channels=channels,
+            return_match=True,
+        )
+    return match
+
+
+def _find(inputs):
+    """Yields each recording with its name in a folder to fill, and its default output.
+
+    Of standard input, the recording and the default output are None.
+    """
+    for text in inputs:
+        path = Path(text)
+        if text == PIPE:
+            yield None, Path("target.wav"), None
+        elif os.path.isdir(text):
+            folder = path.resolve().name
+            for name in _audio_files(path):
+                place = _with_written_suffix(name)
+                yield (
+                    path / name,
+                    place if len(inputs) == 1 else folder / place,
+                    f"{folder}_target" / place,
+                )
+        else:
+            default = Path(f"{path.stem}_target.wav")
+            yield path, _with_written_suffix(Path(path.name)), default
+
+
+def _audio_files(folder):
+    """The recordings in a folder, relative to it; tells which files are none."""
+    from speechbrain_peer.inference.recordings import is_audio
+
     names = sorted(
-        Path(folder, name).relative_to(mixture)
-        for folder, _, names in os.walk(mixture)
+        Path(parent, name).relative_to(folder)
+        for parent, _, names in os.walk(folder)
         for name in names
     )
-    known = audio_suffixes()
-    others = [name for name in names if name.suffix.lower() not in known]
+    others = [name for name in names if not is_audio(name)]
     if len(others) == len(names):
-        raise DataError(f"{mixture}: holds no audio files")
+        raise DataError(f"{folder}: holds no audio files")
     if others:
-        print(f"tse: skipped as not audio: {_listed(others)}", file=sys.stderr)
-    return [
-        (mixture / name, output / name)
-        for name in names
-        if name.suffix.lower() in known
-    ]
+        print(
+            one_line(f"tse: skipped as not audio: {_listed(others)}"), file=sys.stderr
+        )
+    return [name for name in names if is_audio(name)]
+
+
+def _with_written_suffix(name):
+    """The name itself, or with .wav after it where its format is only read."""
+    from speechbrain_peer.inference.writing import output_suffixes
+
+    written = name.suffix.lower() in output_suffixes()
+    return name if written else name.with_name(f"{name.name}.wav")
+
+
+def _place(given, name, several):
+    """The file that -o or --residual stands for; None for a pipe."""
+    if given == PIPE:
+        return None
+    fill = several or given.endswith(os.sep) or os.path.isdir(given)
+    return Path(given, name) if fill else Path(given)
+
+
+def _check_places(jobs, folders, enrollments):
+    """Refuses, before any work, files that could not be or must not be written."""
+    from speechbrain_peer.inference.writing import check_output
+
+    mixtures = [job.mixture for job in jobs if job.mixture is not None]
+    read = {_identity(path) for path in (*mixtures, *enrollments)} - {None}
+    written = set()
+    for path in (path for job in jobs for path in job[1:] if path is not None):
+        check_output(path, [])
+        place = path.resolve()
+        if any(place.is_relative_to(folder) for folder in folders):
+            raise DataError(
+                f"{path}: lies in the folder of recordings; choose another with -o"
+            )
+        if _identity(path) in read:
+            raise DataError(f"{path}: is an input; give the output another name")
+        if place in written:
+            raise DataError(
+                f"{path}: would be written twice; give recordings of one name one "
+                "after the other"
+            )
+        written.add(place)
+
+
+def _identity(path):
+    """What one file has in common under all its names; None if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _readable(path):
+    """What `extract_file` reads; standard input is copied to the disk first."""
+    from speechbrain_peer.inference.decoding import spool
+    from speechbrain_peer.inference.recordings import Recording
+
+    if path is not None:
+        yield path
+        return
+    with spool(sys.stdin.buffer, STANDARD_INPUT) as file:
+        yield Recording.open(STANDARD_INPUT, file)
+
+
+@contextmanager
+def _writable(path):
+    """What `extract_file` writes; a WAV header is finished before it goes to a pipe."""
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "target.wav")
+        yield path
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def _reason(job, error):
+    """An error in one line that names the recording."""
+    name = STANDARD_INPUT if job.mixture is None else str(job.mixture)
+    text = str(error) or type(error).__name__
+    return one_line(text if name in text else f"{name}: {text}")
 
 
 def _listed(names):

@@ -4,13 +4,21 @@ It is made with gradio, an optional extra, which is imported only when a page is
 """
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from speechbrain_peer.cli.page_example import make_example
+from speechbrain_peer.cli.page_guard import (
+    LARGEST_UPLOAD,
+    LocalOnly,
+    ShownFiles,
+    temporary_files_inside,
+)
 from speechbrain_peer.evaluation.figures import extraction_figure
-from speechbrain_peer.inference.recordings import BLOCK, read_start
+from speechbrain_peer.inference.recordings import BLOCK, read_start, resample_blocks
 
 LONGEST_DRAWN = 60.0
 """Seconds of a recording that are drawn: of more, nothing could be seen."""
@@ -18,13 +26,13 @@ LONGEST_DRAWN = 60.0
 # The match score counts both outcomes alike: from here on, a match is the likelier.
 _LIKELY_PERCENT = 50
 
-# Recordings of people: files go when the page is closed, or after a day (seconds).
-_DELETE_EVERY, _DELETE_AFTER = 3600, 86400
-
 _INTRODUCTION = """\
 # Target speech extraction
 Give a recording of several talkers, and a few seconds of one of them alone: this
-person's speech is extracted. Nothing leaves this computer."""
+person's speech is extracted. Nothing leaves this computer; recordings are deleted when
+they are replaced, and when this page is closed.
+
+Model **{name}**, {rate} Hz: it hears and gives sound up to {band:g} kHz."""
 
 
 def import_gradio():
@@ -49,50 +57,124 @@ def import_gradio():
     return gradio
 
 
-def build_page(model):
+@contextmanager
+def serve_page(model, name, port=None):
+    """Serves the page to this computer alone.
+
+    Arguments
+    ---------
+    model : speechbrain_peer.inference.interface.TargetSpeechExtraction
+        What extracts.
+    name : str
+        The model's.
+    port : int, optional
+        By default the first free one from 7860.
+
+    Yields
+    ------
+    address : str
+        For the browser, until the context ends; nothing is left on the disk then.
+
+    Raises
+    ------
+    OSError
+        If the port is taken.
+    """
+    from starlette.middleware import Middleware
+
+    with temporary_files_inside() as folder:
+        page = build_page(model, name, folder)
+        try:
+            _, address, _ = page.launch(
+                server_name="127.0.0.1",
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                footer_links=[],
+                run_history=False,  # the browser would keep the recordings
+                max_file_size=LARGEST_UPLOAD,
+                app_kwargs={"middleware": [Middleware(LocalOnly)]},
+            )
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+def build_page(model, name, folder):
     """Builds the page.
 
     Arguments
     ---------
     model : speechbrain_peer.inference.interface.TargetSpeechExtraction
         What extracts.
+    name : str
+        The model's.
+    folder : pathlib.Path
+        Where to keep an example.
 
     Returns
     -------
     gradio.Blocks
     """
     gradio = import_gradio()
+    shown, rate = ShownFiles(), model.hparams.sample_rate
 
-    def extract(mixture, voice):
+    def extract(mixture, voice, more, request: gradio.Request):
+        voices = [path for path in (voice, *(more or ())) if path is not None]
         try:
             if mixture is None:
                 raise ValueError("The recording of several talkers is missing")
-            if voice is None:
+            if not voices:
                 raise ValueError("The recording of the voice is missing")
-            # Beside the upload, where gradio serves files and deletes them.
-            folder = tempfile.mkdtemp(dir=Path(mixture).parent)
-            output = Path(folder, f"{Path(mixture).stem}_extracted.wav")
-            return output, *extract_and_draw(model, mixture, voice, output)
+            # Beside the upload, where gradio serves files.
+            output_folder = tempfile.mkdtemp(dir=Path(mixture).parent)
+            output = Path(output_folder, f"{Path(mixture).stem}_extracted.wav")
+            told = extract_and_draw(model, mixture, voices, output)
+            shown.show(request.session_hash, "extracted", [output])
+            return output, *told
         except (ValueError, OSError) as error:
-            message = _without_folders(str(error), mixture, voice)
+            message = _without_folders(str(error), mixture, *voices)
             # It stays until it is read.
             raise gradio.Error(message, duration=None, print_exception=False) from error
+
+    def show_given(mixture, voice, more, request: gradio.Request):
+        paths = (mixture, voice, *(more or ()))
+        shown.show(request.session_hash, "given", filter(None, paths))
+
+    def close(request: gradio.Request):
+        shown.close(request.session_hash)
 
     def audio(label):
         return gradio.Audio(label=label, type="filepath", buttons=["download"])
 
     with gradio.Blocks(
-        title="Target speech extraction",
-        analytics_enabled=False,
-        delete_cache=(_DELETE_EVERY, _DELETE_AFTER),
+        title="Target speech extraction", analytics_enabled=False
     ) as page:
-        gradio.Markdown(_INTRODUCTION)
+        introduction = _INTRODUCTION.format(name=name, rate=rate, band=rate / 2000)
+        gradio.Markdown(introduction)
         with gradio.Row():
-            inputs = [
-                audio("Recording of several talkers"),
-                audio("Voice of one of them, alone"),
-            ]
-        button = gradio.Button("Extract", variant="primary")
+            mixture = audio("Recording of several talkers")
+            with gradio.Column():
+                voice = audio("Voice of one of them, alone")
+                more = gradio.File(
+                    label="More recordings of this voice (optional)",
+                    file_count="multiple",
+                    file_types=["audio"],
+                    height=120,
+                )
+        inputs = [mixture, voice, more]
+        with gradio.Row():
+            button = gradio.Button("Extract", variant="primary")
+            try:
+                example = make_example(folder)
+            except (ImportError, RuntimeError):
+                pass  # eSpeak NG is an optional extra
+            else:
+                # Made voices are hard for a network that has heard people only.
+                gradio.Button("Take the example (two made voices)").click(
+                    lambda: (*example, None), None, inputs, show_progress="hidden"
+                )
         outputs = [
             gradio.Audio(label="Extracted", interactive=False, buttons=["download"]),
             gradio.Markdown(),
@@ -100,42 +182,13 @@ def build_page(model):
             gradio.Markdown(),
         ]
         button.click(extract, inputs, outputs)
+        for component in inputs:
+            component.change(show_given, inputs, None, show_progress="hidden")
+        page.unload(close)
     return page
 
 
-def launch_page(page, port=None):
-    """Serves the page to this computer alone, without waiting for its end.
-
-    Arguments
-    ---------
-    page : gradio.Blocks
-        From `build_page`.
-    port : int, optional
-        By default the first free one from 7860.
-
-    Returns
-    -------
-    str
-        The address.
-
-    Raises
-    ------
-    OSError
-        If the port is taken.
-    """
-    _, address, _ = page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        prevent_thread_lock=True,
-        quiet=True,
-        footer_links=[],
-        run_history=False,  # the browser would keep the recordings
-    )
-    return address
-
-
-def extract_and_draw(model, mixture_path, voice_path, output_path):
+def extract_and_draw(model, mixture_path, voice_paths, output_path):
     """Extracts, and tells in words and in a picture what came out.
 
     Arguments
@@ -144,7 +197,7 @@ def extract_and_draw(model, mixture_path, voice_path, output_path):
         What extracts.
     mixture_path : str or pathlib.Path
         Recording of several talkers.
-    voice_path : str or pathlib.Path
+    voice_paths : str, pathlib.Path or list of these
         One of them alone.
     output_path : str or pathlib.Path
         The file to write.
@@ -164,11 +217,14 @@ def extract_and_draw(model, mixture_path, voice_path, output_path):
         As `TargetSpeechExtraction.extract_file`.
     """
     _, match = model.extract_file(
-        mixture_path, voice_path, output_path=output_path, return_match=True
+        mixture_path, voice_paths, output_path=output_path, return_match=True
     )
-    (mixture, sample_rate), (estimate, _) = map(_start, (mixture_path, output_path))
-    figure = extraction_figure(mixture, estimate, sample_rate)
-    return describe_match(match), figure, _caption(output_path)
+    most = model.hparams.sample_rate
+    (mixture, drawn_rate, rate), (estimate, *_) = (
+        _start(path, most) for path in (mixture_path, output_path)
+    )
+    figure = extraction_figure(mixture, estimate, drawn_rate)
+    return describe_match(match), figure, _caption(output_path, drawn_rate, rate)
 
 
 def describe_match(match):
@@ -196,15 +252,22 @@ def describe_match(match):
     return f"Match: {percent} % - likely this voice"
 
 
-def _start(path):
-    """The start of a file, (time,), channels averaged, and its rate."""
-    blocks, sample_rate = read_start(path, LONGEST_DRAWN)
-    return np.concatenate(blocks)[:, 0], sample_rate
+def _start(path, highest_rate):
+    """The start of a file, (time,), channels averaged, its rate and the file's."""
+    blocks, rate = read_start(path, LONGEST_DRAWN)
+    drawn_rate = min(rate, highest_rate)
+    blocks = resample_blocks(blocks, rate, drawn_rate)
+    return np.concatenate(list(blocks))[:, 0], drawn_rate, rate
 
 
-def _caption(path):
+def _caption(path, drawn_rate, rate):
     """Tells what is not drawn, and what a player would clip."""
     sentences = []
+    if drawn_rate < rate:
+        sentences.append(
+            f"The model works up to {drawn_rate / 2000:g} kHz: above, the recording is "
+            "not heard, and nothing is extracted."
+        )
     if soundfile.info(path).duration > LONGEST_DRAWN:
         sentences.append(f"Only the first {LONGEST_DRAWN:.0f} s are drawn.")
     peak = max(np.abs(block).max() for block in soundfile.blocks(path, BLOCK))

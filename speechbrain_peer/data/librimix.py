@@ -32,7 +32,7 @@ from speechbrain_peer.data.checks import (
 )
 from speechbrain_peer.data.layout import SUBSETS, wav_names
 from speechbrain_peer.utils.audio import read_audio, write_audio
-from speechbrain_peer.utils.files import DataError, whole_file
+from speechbrain_peer.utils.files import DataError, remove_unfinished, whole_file
 
 LIBRISPEECH_RATE = 16000
 RECORD = "metadata.sha256"  # what it is rendered from, in every subset's folder
@@ -191,6 +191,7 @@ def render_subset(
     """
     check_rendered(rows, folder)
     _record_metadata(rows, folder)
+    remove_unfinished(folder)
     done = _finished_mixtures(folder, n_sources=len(rows[0].paths))
     todo = [row for row in rows if row.mixture_id not in done]
     if not todo:

@@ -21,7 +21,6 @@ from speechbrain_peer.inference import streams
 from speechbrain_peer.inference.match import PIECE, find_loudest
 from speechbrain_peer.inference.recordings import (
     BLOCK,
-    average_channels,
     resample_blocks,
     resampled_length,
 )
@@ -227,10 +226,7 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
         The same at the model's rate.
     """
     rates = recording.sample_rate, sample_rate
-    mixture = recording.blocks()
-    if channels < recording.channels:
-        mixture = average_channels(mixture)
-    mixture = resample_blocks(mixture, *rates)
+    mixture = resample_blocks(recording.blocks(channels), *rates)
     length = resampled_length(recording.length, *rates)
     estimate = Estimate(file, channels)
     for pieces in extract_chunks(

@@ -1,5 +1,6 @@
 """Extraction of one talker from mixtures with a trained model."""
 
+import contextlib
 import io
 import os
 
@@ -20,11 +21,13 @@ from speechbrain_peer.inference.inputs import (
 from speechbrain_peer.inference.match import listen
 from speechbrain_peer.inference.recordings import (
     Recording,
-    average_channels,
-    check_output,
-    choose_encoding,
     read_start,
     resample_blocks,
+    subtract_blocks,
+)
+from speechbrain_peer.inference.writing import (
+    check_output,
+    choose_encoding,
     write_blocks,
 )
 from speechbrain_peer.packaging.loading import HPARAMS_FILE, fetch_model, load_model
@@ -167,9 +170,9 @@ class TargetSpeechExtraction(Pretrained):
         """
         if not os.path.exists(path):
             path = _fetch_audio(path, savedir)
-        recording = Recording.open(path)
-        blocks = average_channels(recording.blocks())
-        return self._waveform(blocks, recording.sample_rate)[0].to(self.device)
+        with contextlib.closing(Recording.open(path)) as recording:
+            waveform = self._waveform(recording.blocks(1), recording.sample_rate)
+        return waveform[0].to(self.device)
 
     def encode_batch(self, mixtures, mixture_lens=None):
         """Represents mixtures.
@@ -347,6 +350,7 @@ class TargetSpeechExtraction(Pretrained):
         enrollment_paths=None,
         embeddings=None,
         output_path=None,
+        residual_path=None,
         channels="mix",
         return_match=False,
     ):
@@ -359,7 +363,7 @@ class TargetSpeechExtraction(Pretrained):
 
         Arguments
         ---------
-        mixture_path : str or pathlib.Path
+        mixture_path : str, pathlib.Path or Recording
             The mixture.
         enrollment_paths : str, pathlib.Path or list of these, optional
             Speech of the talker, of which the first 25 s are used; channels are
@@ -367,8 +371,10 @@ class TargetSpeechExtraction(Pretrained):
         embeddings : torch.Tensor, optional
             In place of enrollments, (embedding,) or (1, embedding).
         output_path : str or pathlib.Path, optional
-            Where to write the estimate, as `recordings.write_blocks` does: never
+            Where to write the estimate, as `writing.write_blocks` does: never
             clipped, in the mixture's encoding where possible.
+        residual_path : str or pathlib.Path, optional
+            Where to write everybody else: the mixture minus the estimate.
         channels : str
             `mix`: the mixture's channels are averaged; `each`: the talker is extracted
             from every channel.
@@ -394,27 +400,42 @@ class TargetSpeechExtraction(Pretrained):
         if channels not in ("mix", "each"):
             raise ValueError(f"channels '{channels}': choose mix or each")
         enrollment_paths = _as_list(enrollment_paths)
-        if output_path is not None:
-            check_output(output_path, [mixture_path, *enrollment_paths])
-        mixture = Recording.open(mixture_path)
-        n_channels = 1 if channels == "mix" else mixture.channels
-        if output_path is not None:
-            encoding = choose_encoding(output_path, mixture, n_channels)
-        if embeddings is None:
-            embeddings = self.encode_speaker_files(enrollment_paths)
-        embeddings = torch.atleast_2d(as_tensor("embeddings", embeddings))
-        embeddings = self._checked(embeddings, 1)
-        work = (self.mods, mixture, embeddings, n_channels, self.hparams.sample_rate)
-        in_memory = output_path is None
-        with io.BytesIO() if in_memory else file_beside(output_path) as file:
+        opened = mixture_path if isinstance(mixture_path, Recording) else None
+        inputs = [opened.path if opened else mixture_path, *enrollment_paths]
+        outputs = [path for path in (output_path, residual_path) if path is not None]
+        for path in outputs:
+            check_output(path, inputs)
+        with contextlib.ExitStack() as stack:
+            mixture = opened or stack.enter_context(
+                contextlib.closing(Recording.open(mixture_path))
+            )
+            n_channels = 1 if channels == "mix" else mixture.channels
+            encodings = {
+                path: choose_encoding(path, mixture, n_channels) for path in outputs
+            }
+            if embeddings is None:
+                embeddings = self.encode_speaker_files(enrollment_paths)
+            embeddings = torch.atleast_2d(as_tensor("embeddings", embeddings))
+            embeddings = self._checked(embeddings, 1)
+            file = file_beside(outputs[0]) if outputs else io.BytesIO()
+            file = stack.enter_context(file)
+            rate = self.hparams.sample_rate
             with self.inference_ctx:
-                blocks, estimate = extract_recording(*work, file)
-            if in_memory:
+                blocks, estimate = extract_recording(
+                    self.mods, mixture, embeddings, n_channels, rate, file
+                )
+            if residual_path is not None:
+                write_blocks(
+                    residual_path,
+                    lambda: subtract_blocks(mixture.blocks(n_channels), blocks()),
+                    encodings[residual_path],
+                )
+            if output_path is not None:
+                write_blocks(output_path, blocks, encodings[output_path])
+                result = output_path
+            else:
                 result = torch.from_numpy(np.concatenate(list(blocks())).T)
                 result = result[0] if channels == "mix" else result
-            else:
-                write_blocks(output_path, blocks, encoding)
-                result = output_path
             if not return_match:
                 return result
             return result, self._match(estimate, embeddings)

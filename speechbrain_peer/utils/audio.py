@@ -1,7 +1,8 @@
-"""One-channel audio files: reading by seek with checks, writing them whole."""
+"""Audio files: opening them with checks, reading by seek, writing them whole."""
 
 import io
 import os
+import stat
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,7 +19,113 @@ class AudioError(DataError):
     """An audio file that cannot be used; the message names it and the cure."""
 
 
-def read_audio(path, start=0, frames=-1, sample_rate=None, check_finite=True):
+SAMPLE_RATES = range(1000, 768_001)
+"""Rates in Hz that audio may have; a header with another one is broken."""
+
+
+def check_regular(path):
+    """Refuses what is no file: a pipe would be waited for, a device never ends.
+
+    Arguments
+    ---------
+    path : str or Path
+        To be opened for reading.
+
+    Raises
+    ------
+    AudioError
+        If there is nothing, or something else.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise AudioError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioError(f"{path}: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise AudioError(f"{path}: cannot be read as audio, because it is a folder")
+    if not stat.S_ISREG(mode):
+        raise AudioError(
+            f"{path}: cannot be read as audio, because it is a pipe, socket or device; "
+            "give a file"
+        )
+
+
+@contextmanager
+def open_audio(path, file=None):
+    """Opens an audio file for reading.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file: WAV, FLAC or anything else that libsndfile reads.
+    file : file object, optional
+        What to read instead, one of the operating system's that can be rewound;
+        messages still name `path`.
+
+    Yields
+    ------
+    soundfile.SoundFile
+
+    Raises
+    ------
+    AudioError
+        If it cannot be read, also while the context lasts, or has a rate that no
+        audio has.
+    """
+    if file is None:
+        check_regular(path)
+    else:
+        file.seek(0)
+    try:
+        # Python's file objects are slower, and their errors are told past us.
+        source = path if file is None else os.dup(file.fileno())
+        with _sound_file(source) as audio:
+            if audio.samplerate not in SAMPLE_RATES:
+                raise AudioError(
+                    f"{path}: its header says {audio.samplerate} Hz, but audio has "
+                    f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[-1]} Hz; get or make this "
+                    "file again"
+                )
+            yield audio
+    except soundfile.SoundFileError as error:
+        raise AudioError(
+            f"{path}: cannot be read as audio ({error}); convert it to WAV or FLAC, or "
+            "get it again"
+        ) from error
+
+
+def check_samples(path, samples, start, sample_rate):
+    """Refuses samples that no computation would survive.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file they are from.
+    samples : np.ndarray
+        float32, (time, ...).
+    start : int
+        Position of the first one in the file.
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    AudioError
+        If some are NaN, infinite or beyond `LOUDEST`; the message tells where.
+    """
+    # Written so that NaN is found too.
+    bad = ~(np.abs(samples) <= LOUDEST).reshape(len(samples), -1).all(axis=1)
+    if bad.any():
+        seconds = (start + bad.argmax()) / sample_rate
+        raise AudioError(
+            f"{path}: holds NaN, infinite samples or some beyond {LOUDEST:g}, the "
+            f"first at {seconds:.3f} s; full scale is 1"
+        )
+
+
+def read_audio(path, start=0, frames=-1, sample_rate=None):
     """Reads a segment of a one-channel audio file by seek.
 
     Arguments
@@ -32,8 +139,6 @@ def read_audio(path, start=0, frames=-1, sample_rate=None, check_finite=True):
         -1 reads to the end.
     sample_rate : int, optional
         The rate in Hz that the file must have.
-    check_finite : bool
-        Whether NaN and infinite samples are an error.
 
     Returns
     -------
@@ -44,7 +149,7 @@ def read_audio(path, start=0, frames=-1, sample_rate=None, check_finite=True):
     ------
     AudioError
         If the file is missing, unreadable, empty, not of one channel, of another
-        rate, shorter than `start`, or holds samples that are not finite.
+        rate, shorter than `start`, or holds samples as `check_samples` refuses.
 
     Example
     -------
@@ -64,12 +169,10 @@ def read_audio(path, start=0, frames=-1, sample_rate=None, check_finite=True):
         expected = available if frames < 0 else min(frames, available)
         file.seek(start)
         samples = file.read(expected, dtype="float32")
+        rate = file.samplerate
     if len(samples) < expected:
         raise AudioError(f"{path}: is cut short; get or make this file again")
-    if check_finite and not np.isfinite(samples).all():
-        raise AudioError(
-            f"{path}: holds NaN or infinite samples; get or make this file again"
-        )
+    check_samples(path, samples, start, rate)
     return samples
 
 
@@ -111,21 +214,19 @@ def write_audio(path, samples, sample_rate):
         temporary.write_bytes(wav.getbuffer())
 
 
+def _sound_file(file):
+    try:
+        return soundfile.SoundFile(file)
+    except TypeError:
+        raise soundfile.SoundFileError("a raw file does not tell its rate") from None
+
+
 @contextmanager
 def _opened(path, sample_rate):
-    """Opens an audio file for reading, with every complaint as an AudioError."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            _check_header(path, file, sample_rate)
-            yield file
-    except soundfile.SoundFileError as error:
-        if not os.path.exists(path):
-            raise AudioError(
-                f"{path}: no such file; correct the path or make the file again"
-            ) from None
-        raise AudioError(
-            f"{path}: cannot be read as audio ({error}); get or make this file again"
-        ) from error
+    """Opens an audio file of one channel for reading."""
+    with open_audio(path) as file:
+        _check_header(path, file, sample_rate)
+        yield file
 
 
 def _check_header(path, file, sample_rate):

@@ -1,8 +1,11 @@
 """Files that are either whole or absent, and the error for data that is wrong."""
 
 import os
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
+
+UNFINISHED = ".unfinished-"
 
 
 class DataError(ValueError):
@@ -13,8 +16,10 @@ class DataError(ValueError):
 def whole_file(path):
     """Gives a temporary path that becomes `path` once it is completely written.
 
-    The temporary name depends on `path` alone: what a killed process left behind
-    is overwritten by the next one that writes the same file.
+    The temporary file has a name of its own, so of several that write one file at
+    once, one leaves its whole. It reaches the disk before it takes the place of
+    `path`, and goes if anything fails; only a killed process leaves it behind, see
+    `remove_unfinished`.
 
     Arguments
     ---------
@@ -24,7 +29,7 @@ def whole_file(path):
     Yields
     ------
     temporary : Path
-        Where to write, in the same folder as `path`.
+        An empty file to write to, in the same folder as `path`.
 
     Example
     -------
@@ -38,13 +43,40 @@ def whole_file(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        # Exclusively: a file or link that somebody put there is not written to. Unlike
+        # `tempfile.mkstemp`, this leaves the permissions to the umask.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        # A full disk is reported without a file name.
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        # A full disk is reported without a file name; the temporary one tells nothing.
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_unfinished(folder):
+    """Removes what killed processes have left behind, in all folders below, too.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Where nobody else writes.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / ".unfinished-0123456789abcdef").touch()
+    >>> remove_unfinished(folder)
+    >>> list(folder.iterdir())
+    []
+    """
+    for path in Path(folder).rglob(f"{UNFINISHED}*"):
+        path.unlink()
