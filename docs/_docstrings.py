@@ -1,4 +1,4 @@
-"""Lets mkdocstrings read SpeechBrain's docstrings, which are numpy's with other names."""
+"""Lets mkdocstrings read SpeechBrain's docstrings: numpy's with other names."""
 
 import griffe
 
