@@ -69,6 +69,12 @@ def test_every_row_is_documented():
     assert [row for row in rows if row not in text] == []
 
 
+def test_tests_that_are_named_exist():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    named = set(re.findall(r"\btest_\w+\.py\b", text))
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_trainings_have_the_options_that_the_pages_give():
     found = list(commands("recipes/LibriMix/train.py"))
     assert len(found) > 10
