@@ -286,10 +286,9 @@ def test_fine_tuning_starts_from_the_model_and_resumes_from_its_own(
     np.testing.assert_allclose(valid_losses(tuned), valid_losses(backbone), atol=1e-4)
 
 
-def test_the_readme_trains_a_loaded_model(trained, tmp_path, monkeypatch):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Fine-tuning\n")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+def test_the_documented_brain_trains_a_loaded_model(trained, tmp_path, monkeypatch):
+    page = (ROOT / "docs/how-to/fine-tuning.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     _, folder = trained()
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, "results/td_speakerbeam_pl/1234/model")

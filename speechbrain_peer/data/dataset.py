@@ -31,7 +31,7 @@ def training_set(
     Arguments
     ---------
     manifest : str or Path
-        From preparation.
+        The manifest that preparation has written.
     data_root : str
         What `{data_root}` in the manifest stands for.
     chunk_seconds : float
@@ -39,7 +39,7 @@ def training_set(
     sample_rate : int
         Hz.
     seed : int
-        Of the draws.
+        Seeds all draws of items.
     peers : str
         `off`: single mixtures; `listed`: the pairs of `listed_peers`; `drawn`: pairs
         drawn anew in every epoch.
@@ -51,7 +51,7 @@ def training_set(
         `listed`: those of the manifest; `drawn`: drawn anew in every epoch from all
         of its sources.
     speeds : list of int
-        Of the sources of drawn mixtures, in percent.
+        Speeds of the sources of drawn mixtures, in percent.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def evaluation_set(manifest, data_root, sample_rate):
     Arguments
     ---------
     manifest : str or Path
-        From preparation.
+        The manifest that preparation has written.
     data_root : str
         What `{data_root}` in the manifest stands for.
     sample_rate : int

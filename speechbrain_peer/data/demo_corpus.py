@@ -89,7 +89,7 @@ def make_demo_corpus(
     Arguments
     ---------
     folder : str or Path
-        Where to put it: a folder that does not exist, is empty, or holds this corpus.
+        A folder that does not exist, is empty, or holds this corpus.
     seed : int
         The corpus is a function of the seed and the sizes.
     n_speakers : dict
@@ -137,9 +137,9 @@ def prepare_demo_corpus(corpus_folder, output_folder, **preparation):
     Arguments
     ---------
     corpus_folder : str or Path
-        Where to put the corpus; see `make_demo_corpus`.
+        Folder for the corpus; see `make_demo_corpus`.
     output_folder : str or Path
-        Where to put mixtures and manifests; see `prepare_librimix`.
+        Folder for mixtures and manifests; see `prepare_librimix`.
     **preparation : dict
         Further arguments of `prepare_librimix`.
 

@@ -186,7 +186,7 @@ def write_data_root(folder, data_root):
     Arguments
     ---------
     folder : str or Path
-        Of the manifests. Where it lies in the data's folder, both can move together.
+        Folder for the manifests. In the data's folder, both can move together.
     data_root : str or Path
         What "{data_root}" in the manifests stands for.
     """

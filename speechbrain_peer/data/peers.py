@@ -17,7 +17,7 @@ def item_rng(seed, epoch, item_id):
     Arguments
     ---------
     seed : int
-        Of the experiment, 0 or more.
+        The seed of the experiment, 0 or more.
     epoch : int
         0 or more; epoch 0 is that of draws made once, at preparation.
     item_id : str
@@ -113,7 +113,7 @@ class SourcePool:
         Arguments
         ---------
         row : dict
-            Of the manifest.
+            A row of the manifest.
         rng : np.random.Generator
             See `item_rng`.
 
@@ -131,7 +131,7 @@ class SourcePool:
         Arguments
         ---------
         row : dict
-            Of the manifest.
+            A row of the manifest.
         rng : np.random.Generator
             See `item_rng`.
         peer_interferer : str

@@ -85,7 +85,7 @@ def prepare_librimix(
     Arguments
     ---------
     output_folder : str
-        For all that is written.
+        Folder for all that is written.
     data_folder : str, optional
         A generated LibriMix: the folder that holds wav8k or wav16k.
     librispeech_folder : str, optional
@@ -93,7 +93,7 @@ def prepare_librimix(
     librimix_metadata : str, optional
         The folder metadata/Libri2Mix (or Libri3Mix) of the LibriMix repository.
     subsets : list of str
-        Of train-100, train-360, dev and test. All but the training subsets get fixed
+        Any of train-100, train-360, dev and test. Dev and test get fixed
         enrollments.
     sample_rate : int
         8000 or 16000 Hz.
@@ -113,7 +113,7 @@ def prepare_librimix(
     chunk_seconds : float
         Length of training segments, to tell how many mixtures are shorter.
     seed : int
-        Of drawn maps and listed peers, 0 or more. Keep it when the seed of a training
+        Seeds drawn maps and listed peers, 0 or more. Keep it when that of a training
         changes, as otherwise the test set changes too.
     n_processes : int, optional
         How many processes render; as many as CPUs and work allow if None.

@@ -21,7 +21,7 @@ class TrainingItems:
     sample_rate : int
         Hz.
     seed : int
-        Of the draws.
+        Seeds all draws of items.
     peer_interferer : str
         `any` or `same`, for drawn peers.
     listed_peers : dict or None

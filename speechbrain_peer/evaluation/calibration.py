@@ -42,9 +42,9 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     Arguments
     ---------
     folder : str or pathlib.Path
-        Of the model; it is replaced as a whole.
+        The model's folder; it is replaced as a whole.
     manifest : str or pathlib.Path
-        Of mixtures of speakers that the model has not been trained on.
+        A manifest of speakers that the model has not been trained on.
     data_root : str or pathlib.Path or None
         What `{data_root}` in the manifest stands for; None: see `find_data_root`.
     device : str or torch.device

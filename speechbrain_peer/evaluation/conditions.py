@@ -137,9 +137,9 @@ def write_evaluation(folder, result):
     Arguments
     ---------
     folder : str or pathlib.Path
-        Where to write; it is made.
+        The folder to write into; it is made.
     result : dict
-        From `evaluate`.
+        What `evaluate` returns.
     """
     for name, content in (
         ("evaluation.md", markdown(result)),

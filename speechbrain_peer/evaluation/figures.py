@@ -37,7 +37,7 @@ def spectrogram_figure(examples, sample_rate):
     Arguments
     ---------
     examples : dict
-        By the item's ID, a dict of the signals `mixture`, `target` and
+        For each item's ID a dict of the signals `mixture`, `target` and
         `estimate`, each (time,).
     sample_rate : int
         In Hz.

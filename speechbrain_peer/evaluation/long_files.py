@@ -23,7 +23,7 @@ def join_trials(trials, seconds, sample_rate):
     trials : list of Trial
         All with as many interferers.
     seconds : float
-        Of a recording; what is left over is left out.
+        Length of a recording; what is left over is left out.
     sample_rate : int
         Hz.
 
@@ -62,9 +62,9 @@ def compare_chunks(model, recordings):
     Arguments
     ---------
     model : speechbrain_peer.inference.interface.TargetSpeechExtraction
-        At the recordings' sample rate.
+        A model of the recordings' sample rate.
     recordings : list of Trial
-        From `join_trials`.
+        What `join_trials` returns.
 
     Returns
     -------

@@ -44,7 +44,7 @@ def write_scores(folder, scores, sample_rate, corpus, extra=None):
     scores : dict
         What `metrics.score_item` returned, by the item's ID.
     sample_rate : int
-        Of the scored signals, in Hz.
+        Sample rate of the scored signals, in Hz.
     corpus : str
         One sentence on what was tested on.
     extra : dict, optional
@@ -97,7 +97,7 @@ def save_examples(folder, examples, sample_rate):
     folder : str or pathlib.Path
         Made where it does not exist.
     examples : dict
-        By the item's ID, a dict of the signals `mixture`, `target` and
+        For each item's ID a dict of the signals `mixture`, `target` and
         `estimate`, each (time,).
     sample_rate : int
         In Hz.

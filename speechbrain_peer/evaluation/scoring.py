@@ -26,7 +26,7 @@ class ScoringPool:
     n_processes : int
         How many items are scored at a time; 0 scores in this process.
     sample_rate : int
-        Of all signals, in Hz.
+        Sample rate of all signals, in Hz.
 
     Example
     -------

@@ -15,11 +15,11 @@ def score_trials(model, trials, title):
     Arguments
     ---------
     model : speechbrain_peer.inference.interface.TargetSpeechExtraction
-        At the trials' sample rate.
+        A model of the trials' sample rate.
     trials : list of Trial
         See `speechbrain_peer.evaluation.trials`.
     title : str
-        Of the progress bar.
+        The title of the progress bar.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def extract_trial(model, trial):
     Arguments
     ---------
     model : speechbrain_peer.inference.interface.TargetSpeechExtraction
-        At the trial's sample rate.
+        A model of the trial's sample rate.
     trial : Trial
 
     Returns
@@ -94,7 +94,7 @@ def is_right(score):
     Arguments
     ---------
     score : dict
-        From `score_estimate`, of a trial whose target talks.
+        What `score_estimate` returns for a trial whose target talks.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def error_rates(present, absent, threshold=0.5):
     present : list of dict
         Scores of trials whose target talks.
     absent : list of dict
-        Of trials with somebody else's enrollment.
+        The scores of trials with somebody else's enrollment.
     threshold : float
         Below it an estimate is taken for none of the talker.
 

@@ -45,13 +45,13 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     Arguments
     ---------
     manifest : str or Path
-        From preparation.
+        The manifest that preparation has written.
     data_root : str or Path or None
         What `{data_root}` in the manifest stands for; None: see `find_data_root`.
     sample_rate : int
         Hz; files at other rates are resampled.
     most : int or None
-        Of more items, as many at equal distances.
+        How many items to take of more, at equal distances.
 
     Returns
     -------
@@ -106,11 +106,11 @@ def vary(trials, variation, seed=0):
     Arguments
     ---------
     trials : list of Trial
-        From `read_trials`.
+        What `read_trials` returns.
     variation : callable
-        From (trial, rng) to a trial.
+        Makes a trial of (trial, rng).
     seed : int
-        Of the draws, together with the trial's ID.
+        Seeds the draws, together with the trial's ID.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def partial_overlap(share):
     Arguments
     ---------
     share : float
-        Of the target's length that overlaps; 0: one talks after the other.
+        The share of the target that overlaps; 0: one talks after the other.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def pink_noise(snr_db):
     Arguments
     ---------
     snr_db : float
-        Of the target to the noise.
+        Level of the target above the noise.
 
     Returns
     -------

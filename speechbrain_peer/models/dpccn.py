@@ -54,17 +54,17 @@ class Separator(nn.Module):
         Samples of the STFT's window, a power of two. Strides have to lead from
         window / 2 + 1 bins to one: log2(window) - 2 of them.
     channels : int
-        At the full resolution, and of the embedding.
+        Channels at the full resolution, and of the embedding.
     dense_channels : int
-        At the scales with a dense block below the full resolution.
+        Channels at the scales with a dense block below the full resolution.
     n_dense : int
         Number of these scales.
     dense_layers : int
         Convolutions of a dense block.
     deep_channels : list of int
-        At the scales below, without dense blocks.
+        Channels at the scales below, without dense blocks.
     tcn_channels : int
-        At the last scale, with one bin.
+        Channels at the last scale, with one bin.
     n_blocks : int
         Dilated blocks in a repeat.
     n_repeats : int

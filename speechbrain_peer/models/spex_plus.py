@@ -223,7 +223,7 @@ class SpeakerEncoder(nn.Module):
     n_filters : int
         Channels of the enrollment's representation, all scales.
     channels : int
-        Of the first residual block; the others have twice as many.
+        Channels of the first residual block; the others have twice as many.
     embedding_size : int
         Channels of the embedding.
 

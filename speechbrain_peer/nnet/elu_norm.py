@@ -30,7 +30,7 @@ def instance_norm(x, frame_mask):
     Returns
     -------
     torch.Tensor
-        Of the shape and type of x, zero in the padding.
+        A tensor of the shape and type of x, zero in the padding.
 
     Example
     -------
@@ -60,7 +60,7 @@ def elu_norm(x, frame_mask):
     Returns
     -------
     torch.Tensor
-        Of the shape and type of x, zero in the padding.
+        A tensor of the shape and type of x, zero in the padding.
 
     Example
     -------

@@ -30,7 +30,7 @@ class ConvBlock(nn.Module):
     condition_channels : int
         Further channels of the input, which have no residual.
     eps : float
-        Of the norms.
+        Added to the variance in norms.
 
     Example
     -------

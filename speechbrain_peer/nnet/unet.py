@@ -59,7 +59,7 @@ def zero_padding(x, frame_mask):
     Returns
     -------
     torch.Tensor
-        Of the shape and type of x.
+        A tensor of the shape and type of x.
 
     Example
     -------
@@ -75,11 +75,11 @@ class DenseBlock(nn.Module):
     Arguments
     ---------
     in_channels : int
-        Of the input.
+        Channels of the input.
     growth : int
         Channels that each convolution but the last adds.
     out_channels : int
-        Of the last convolution, which is the output.
+        Channels of the last convolution, which is the output.
     n_layers : int
         Convolutions.
 
@@ -110,11 +110,11 @@ class Down(nn.Module):
     Arguments
     ---------
     in_channels : int
-        Of the finer scale.
+        Channels of the finer scale.
     out_channels : int
-        Of the coarser scale.
+        Channels of the coarser scale.
     dense_layers : int
-        Of the dense block; 0 if there is none.
+        Layers of the dense block; 0 if there is none.
     one_bin : bool
         Whether the coarser scale has one bin only.
 
@@ -145,11 +145,11 @@ class Up(nn.Module):
     Arguments
     ---------
     channels : int
-        Of the coarser scale; the input, with the skip connection's, has twice as many.
+        Channels of the coarser scale; the input has twice as many, with the skip's.
     out_channels : int
-        Of the finer scale.
+        Channels of the finer scale.
     dense_layers : int
-        Of the dense block; 0 if there is none.
+        Layers of the dense block; 0 if there is none.
     one_bin : bool
         Whether the coarser scale has one bin only.
 
@@ -182,7 +182,7 @@ class DilatedBlock(nn.Module):
     Arguments
     ---------
     channels : int
-        Of input and output.
+        Channels of input and output.
     dilation : int
         Frames between the three taps.
 
@@ -223,13 +223,13 @@ class PyramidPooling(nn.Module):
     Arguments
     ---------
     in_channels : int
-        Of the input.
+        Channels of the input.
     sizes : list of int
         Frames and bins of the patches.
     pool_channels : int
         That each size gives.
     out_channels : int
-        Of the output.
+        Channels of the output.
 
     Example
     -------

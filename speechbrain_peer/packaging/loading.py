@@ -47,7 +47,7 @@ def load_model(
     hparams_file : str
         Name of the YAML in the source.
     revision : str or None
-        Of a model from the Hub: a branch, a tag or a commit.
+        A branch, a tag or a commit of a model from the Hub.
     overrides : dict or str or None
         Values, or YAML, for entries of the YAML in place of its own; they are checked
         as these are.

@@ -82,7 +82,7 @@ def export_onnx(source, folder, trust=False):
     source : str or pathlib.Path
         An exported model, as `TargetSpeechExtraction.from_hparams` loads it.
     folder : str or pathlib.Path
-        Where to write; older graphs in it are replaced once the new ones are checked.
+        The folder to write; older graphs are replaced once the new ones are checked.
     trust : bool
         Builds whatever the model's YAML says. That runs any code it names.
 

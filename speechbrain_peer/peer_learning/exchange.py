@@ -67,11 +67,11 @@ class Outputs(NamedTuple):
 
     estimate: torch.Tensor
     predicted: torch.Tensor | None = None
-    """decoder(p)"""
+    """The waveforms of p, decoder(p)."""
     refined: torch.Tensor | None = None
-    """decoder(r)"""
+    """The waveforms of r, decoder(r)."""
     speaker_logits: torch.Tensor | None = None
-    """Of the stage `speaker_classifier`, where there is one, (batch, speakers)."""
+    """What the stage `speaker_classifier` gives, if there is one, (batch, speakers)."""
 
 
 def embed(modules, enrollments, enrollment_lens=None):

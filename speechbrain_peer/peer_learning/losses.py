@@ -30,11 +30,11 @@ class PeerLoss:
         Weight of each of the decoder's scales, the estimate first; the same for
         decoder(p) and decoder(r).
     predictor_weight : float
-        Of decoder(p).
+        Weight of the loss of decoder(p).
     refined_weight : float
-        Of decoder(r).
+        Weight of the loss of decoder(r).
     speaker_weight : float
-        Of the cross entropy of the speaker classifier's logits.
+        Weight of the cross entropy of the speaker classifier's logits.
 
     Example
     -------

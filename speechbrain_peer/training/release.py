@@ -73,9 +73,9 @@ def model_card(name, license, parameters, settings, metrics, table, hours, notes
     Arguments
     ---------
     name : str
-        Of the model.
+        The model's name.
     license : str
-        Of the weights, as the Hugging Face Hub names it.
+        The licence of the weights, as the Hugging Face Hub names it.
     parameters : int
         Number of the exported model's.
     settings : dict
@@ -85,7 +85,7 @@ def model_card(name, license, parameters, settings, metrics, table, hours, notes
     table : str
         The run's `metrics.md`, or "".
     hours : float or None
-        Of training and validation, where they are known.
+        Hours of training and validation, where they are known.
     notes : str
         What else to tell, or "".
 
@@ -118,13 +118,13 @@ def export_run(run, folder, name, license="apache-2.0", notes="", trust=False):
     run : str or pathlib.Path
         The run's output folder, with `hyperparams.yaml` and `save/`.
     folder : str or pathlib.Path
-        To write, as `export_model` does.
+        The folder to write, as `export_model` does.
     name : str
-        Of the model.
+        The model's name.
     license : str
-        Of the weights.
+        The licence of the weights.
     notes : str
-        For the card: data and its credits, machine, limits.
+        What the card tells of data and its credits, machine, limits.
     trust : bool
         Builds whatever the run's stages are. That runs any code they name.
 
