@@ -33,7 +33,7 @@ def printable(text):
     )
 
 
-def one_line(text):
+def one_line(message):
     """Writes what may have several lines, such as an error of a library, as one.
 
     Of an error in a data loader's process, without the traceback that PyTorch puts
@@ -41,7 +41,7 @@ def one_line(text):
 
     Arguments
     ---------
-    text : Exception or str
+    message : str or Exception
         What to tell.
 
     Returns
@@ -53,10 +53,11 @@ def one_line(text):
     >>> one_line("Missing keys:\\n\\tencoder.weight")
     'Missing keys: encoder.weight'
     """
-    lines = [line.strip() for line in printable(str(text)).strip().splitlines()]
-    if "Original Traceback" in "".join(lines):
+    text = str(message).strip()
+    if "Original Traceback" in text:
         # Its last line is "package.Class: message".
-        return lines[-1].partition(": ")[2]
+        text = text.splitlines()[-1].partition(": ")[2]
+    lines = (line.strip() for line in printable(text).splitlines())
     return " ".join(filter(None, lines))
 
 
