@@ -33,7 +33,7 @@ def printable(text):
     )
 
 
-def one_line(message):
+def one_line(text):
     """Writes what may have several lines, such as an error of a library, as one.
 
     Of an error in a data loader's process, without the traceback that PyTorch puts
@@ -41,7 +41,7 @@ def one_line(message):
 
     Arguments
     ---------
-    message : str or Exception
+    text : Exception or str
         What to tell.
 
     Returns
@@ -53,11 +53,10 @@ def one_line(message):
     >>> one_line("Missing keys:\\n\\tencoder.weight")
     'Missing keys: encoder.weight'
     """
-    text = str(message).strip()
-    if "Original Traceback" in text:
+    lines = [line.strip() for line in printable(str(text)).strip().splitlines()]
+    if "Original Traceback" in "".join(lines):
         # Its last line is "package.Class: message".
-        text = text.splitlines()[-1].partition(": ")[2]
-    lines = (line.strip() for line in printable(text).splitlines())
+        return lines[-1].partition(": ")[2]
     return " ".join(filter(None, lines))
 
 
