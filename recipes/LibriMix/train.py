@@ -28,15 +28,10 @@ from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.brain import SafeBrain
 from speechbrain_peer.training.curves import append_epoch
 from speechbrain_peer.training.fine_tuning import start_from
-from speechbrain_peer.training.launch import (
-    hide_foreign_warnings,
-    init_ranks,
-    locked,
-    rank_and_ranks,
-)
+from speechbrain_peer.training.launch import init_ranks, locked, rank_and_ranks
 from speechbrain_peer.training.options import load_hparams, read_options
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.messages import one_line
+from speechbrain_peer.utils.messages import hide_warnings_of_others, one_line
 from speechbrain_peer.utils.runtime import keep_freed_memory
 from speechbrain_peer.utils.signal import match_level, sample_mask, si_snr
 
@@ -237,7 +232,7 @@ def extract_example(hparams, test):
 def main(arguments):
     """Checks the options, then runs alone in the output folder; returns the Brain."""
     keep_freed_memory()
-    hide_foreign_warnings()
+    hide_warnings_of_others()
     options = read_options(arguments)
     with locked(options.settings["output_folder"]):
         return run(options)

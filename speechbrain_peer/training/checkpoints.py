@@ -1,7 +1,6 @@
 """Checkpoints that survive a kill while they are written."""
 
 import logging
-import os
 import shutil
 
 from speechbrain.utils.checkpoints import (
@@ -13,6 +12,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.folders import sync
 from speechbrain_peer.utils.messages import one_line
 
 logger = get_logger(__name__)
@@ -239,12 +239,12 @@ class SafeCheckpointer(Checkpointer):
         """Rename a complete checkpoint; one of the same name makes way for it."""
         unfinished = checkpoint.path
         for path in (*unfinished.iterdir(), unfinished):
-            _sync(path)
+            sync(path)
         final = unfinished.with_name(unfinished.name.removeprefix(UNFINISHED_PREFIX))
         if final.exists():
             final.rename(unfinished.with_name(unfinished.name + "+replaced"))
         unfinished.rename(final)
-        _sync(self.checkpoints_dir)
+        sync(self.checkpoints_dir)
         paramfiles = {
             name: final / path.name for name, path in checkpoint.paramfiles.items()
         }
@@ -304,15 +304,6 @@ def listed(differences):
     more = len(differences) - MAX_LISTED
     ending = f"; and {more} more" if more > 0 else ""
     return "; ".join(differences[:MAX_LISTED]) + ending
-
-
-def _sync(path):
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unfinished(path):

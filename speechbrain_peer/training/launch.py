@@ -1,6 +1,5 @@
 """How a training starts: its ranks, and its folder for it alone."""
 
-import logging
 import os
 import platform
 from contextlib import contextmanager
@@ -91,12 +90,3 @@ def locked(folder):
         yield
     finally:
         lock.release()
-
-
-def hide_foreign_warnings():
-    """Leaves out what other packages say and no user of this one can act upon."""
-    logging.getLogger("filelock").setLevel(logging.WARNING)
-    # At import: it can draw spectrograms in TensorBoard, which nobody asks of it.
-    logging.getLogger("speechbrain.utils.train_logger").addFilter(
-        lambda record: "torchvision" not in record.getMessage()
-    )

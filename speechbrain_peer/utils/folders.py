@@ -50,7 +50,7 @@ def whole_folder(path):
     try:
         yield temporary
         for written in (*temporary.rglob("*"), temporary):
-            _sync(written)
+            sync(written)
         _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -98,7 +98,7 @@ def _put_in_place(new, folder):
     except OSError:
         restore_folder(folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(before, ignore_errors=True)
 
 
@@ -111,8 +111,14 @@ def _is_old(path):
     return path.lstat().st_mtime < time.time() - OLD_SECONDS
 
 
-def _sync(path):
-    """Writes a file or a folder to the disk: renamed before it, it could be empty."""
+def sync(path):
+    """Writes a file or a folder to the disk: renamed before it, it could be empty.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Of a folder, the names in it are written, not the files.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
