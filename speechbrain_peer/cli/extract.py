@@ -20,7 +20,7 @@ EXAMPLES = [
     "tse extract meeting.wav -e anna.wav",
     "tse extract meeting.wav -e anna.wav -o anna_only.flac --residual others.flac",
     "tse extract day1/ day2/ talk.m4a -e anna_1.wav anna_2.wav -o anna/",
-    "sox meeting.mp3 -t wav - | tse extract - -e anna.wav > anna_only.wav",
+    "tse extract - -e anna.wav -o anna_only.wav",
 ]
 
 PIPE = "-"
