@@ -17,6 +17,16 @@ CHUNK_SECONDS = 0.6
 PARTS = {"train-clean-100": 1, "dev-clean": 2, "test-clean": 3}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_environment_log():
+    """For `env.log` pip lists all packages, which takes seconds in every training."""
+    from speechbrain.utils import logger
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "get_environment_description", lambda: "of a test")
+        yield
+
+
 class Corpus(NamedTuple):
     """A folder in LibriSpeech's layout and LibriMix metadata for it."""
 

@@ -1,5 +1,6 @@
 """The command `tse`, as a shell runs it."""
 
+import functools
 import itertools
 import os
 import shlex
@@ -225,6 +226,8 @@ def interrupt(arguments, until):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        # Where the tests run in the background, a shell has it ignored.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     written = b""
     while until not in written:
