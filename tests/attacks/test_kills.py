@@ -18,6 +18,7 @@ from processes import (
 from tiny_model import export
 
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.training.launch import locked
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -134,3 +135,11 @@ def test_a_killed_extraction_leaves_whole_files(corpus, tmp_path, kills, seed):
     kill_again_and_again(kills, seconds, seed, extract(tmp_path / "killed"), check)
     check()
     assert expected.items() <= tree(tmp_path / "killed").items()
+
+
+def test_what_kills_have_left_goes_with_the_next_start(tmp_path):
+    (tmp_path / ".unfinished-0").touch()
+    (tmp_path / ".model.unfinished-0").mkdir()
+    (tmp_path / ".model.unfinished-0/weights.ckpt").touch()
+    with locked(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
