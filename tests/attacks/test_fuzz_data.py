@@ -7,7 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from fuzzing import EXAMPLES, fuzz, reads, spoiled, spoiled_json, spoiled_table
+from fuzzing import (
+    EXAMPLES,
+    bounded,
+    fuzz,
+    reads,
+    spoiled,
+    spoiled_json,
+    spoiled_table,
+)
 from hypothesis import strategies as st
 
 from speechbrain_peer.data.dataset import evaluation_set, training_set
@@ -20,7 +28,7 @@ from speechbrain_peer.data.manifests import (
 )
 from speechbrain_peer.evaluation.trials import read_trials
 from speechbrain_peer.inference.recordings import Recording, read_start
-from speechbrain_peer.utils.audio import audio_length, read_audio
+from speechbrain_peer.utils.audio import AudioError, audio_length, read_audio
 
 RATE = 8000
 
@@ -154,3 +162,14 @@ def test_audio(examples, tmp_path, format):
 
     header = spoiled(good[:80]).map(lambda start: start + good[80:])
     fuzz(examples, attack, header | spoiled(good) | st.binary(max_size=100))
+
+
+def test_a_header_that_promises_too_much(tmp_path):
+    """Memory is asked for what is there."""
+    path = tmp_path / "recording.flac"
+    content = bytearray(audio("FLAC", "PCM_16", 1))
+    content[22:26] = b"\xf0\x00\x00\x00"  # of the 36 bits that count the samples
+    path.write_bytes(content)
+    assert audio_length(path) > 10**9
+    with bounded(memory=1 << 28), pytest.raises(AudioError, match=path.name):
+        read_audio(path)
