@@ -225,7 +225,7 @@ def _sound_file(file):
 
 
 def _read(file, frames):
-    """Reads so many samples, or as many as there are: headers may promise any number."""
+    """Reads so many samples, or as many as there are: a header may promise more."""
     blocks = [np.zeros(0, "float32")]
     while frames and len(block := file.read(min(frames, BLOCK), dtype="float32")):
         blocks.append(block)
