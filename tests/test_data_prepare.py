@@ -258,7 +258,7 @@ def test_a_manifest_that_lacks_something_is_told(prepared, tmp_path):
     path = tmp_path / "dev.json"
     with pytest.raises(DataError, match=r"dev\.json: cannot be read, .*no such file"):
         read_manifest(path)
-    for text in ("{", '{"a": "{root}"}', '["a"]', '{"a": 1}'):
+    for text in ("{", "{}", '{"a": "{root}"}', '["a"]', '{"a": 1}'):
         path.write_text(text)
         with pytest.raises(DataError, match=r"dev\.json.*prepare the data again"):
             read_manifest(path)

@@ -234,8 +234,14 @@ def main(arguments):
     keep_freed_memory()
     hide_warnings_of_others()
     options = read_options(arguments)
-    with locked(options.settings["output_folder"]):
-        return run(options)
+    folder = options.settings["output_folder"]
+    with locked(folder):
+        try:
+            return run(options)
+        # Such as a full disk, which is told without a file's name.
+        except OSError as error:
+            reason = error.strerror or one_line(error)
+            raise DataError(f"{error.filename or folder}: {reason}") from error
 
 
 def run(options):

@@ -259,8 +259,8 @@ def _read(path, data_root, problem_of):
         raise DataError(
             f"{path}: cannot be read as a manifest ({error!r}); prepare the data again"
         ) from error
-    if not isinstance(rows, dict):
-        raise DataError(f"{path}: is not a manifest; prepare the data again")
+    if not isinstance(rows, dict) or not rows:
+        raise DataError(f"{path}: holds no rows; prepare the data again")
     problems = [
         f"row {item_id!r}: {problem}"
         for item_id, row in rows.items()

@@ -151,7 +151,10 @@ def _write_folder(folder, hparams, weights, documents):
         raise DataError(f"{folder}: not written, as weights are not finite")
     with whole_folder(folder) as temporary:
         _write_hparams(hparams, temporary / HPARAMS_FILE)
-        torch.save(weights, temporary / WEIGHTS_FILE)
+        # By way of memory: PyTorch would not tell that a disk is full.
+        content = io.BytesIO()
+        torch.save(weights, content)
+        (temporary / WEIGHTS_FILE).write_bytes(content.getbuffer())
         for name, text in {**DOCUMENTS, **documents}.items():
             (temporary / name).write_text(text, encoding="utf-8")
         # Trusted: these are the classes of the run that is calling.

@@ -74,13 +74,30 @@ class SafeCheckpointer(Checkpointer):
         -------
         Checkpoint
             The saved checkpoint; None on other than the main process.
+
+        Raises
+        ------
+        DataError
+            If it cannot be written; nothing of it is left.
         """
         if if_main_process():
             self._remove_broken()
         self._unreadable.clear()
-        checkpoint = super().save_checkpoint(*args, verbosity=logging.DEBUG, **kwargs)
+        try:
+            checkpoint = super().save_checkpoint(
+                *args, verbosity=logging.DEBUG, **kwargs
+            )
+            if if_main_process():
+                checkpoint = self._publish(checkpoint)
+        # PyTorch tells of a full disk by a RuntimeError, without a reason.
+        except (OSError, RuntimeError) as error:
+            self._remove_broken()
+            raise DataError(
+                f"{self.checkpoints_dir}: a checkpoint could not be written "
+                f"({one_line(error)}); is there space on the disk? The same command "
+                "then goes on from the one before"
+            ) from error
         if if_main_process():
-            checkpoint = self._publish(checkpoint)
             logger.log(verbosity, f"Saved a checkpoint in {checkpoint.path}")
         # No rank may list the checkpoints before the new one has its name.
         ddp_barrier()

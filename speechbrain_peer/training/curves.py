@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from speechbrain_peer.evaluation.figures import curves_figure
-from speechbrain_peer.utils.files import whole_file
+from speechbrain_peer.utils.files import DataError, whole_file
 
 CURVES_FILE = "curves.csv"
 
@@ -26,6 +26,11 @@ def append_epoch(folder, epoch, row):
         Numbers by column name: those of `PeerCurves.means`, `train_loss`,
         `valid_loss`, `valid_si_snr` are drawn, others such as `lr` and `seconds`
         written only. None and what is not finite leave the cell blank.
+
+    Raises
+    ------
+    DataError
+        If what `curves.csv` holds are no curves.
     """
     table = Path(folder) / CURVES_FILE
     rows = [old for old in _read(table) if int(old["epoch"]) < epoch]
@@ -45,8 +50,16 @@ def append_epoch(folder, epoch, row):
 def _read(table):
     if not table.exists():
         return []
-    with open(table, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            int(row["epoch"]), [float(cell) for cell in row.values() if cell]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DataError(
+            f"{table}: cannot be read as curves ({error}); move it away to go on"
+        ) from error
+    return rows
 
 
 def _cell(value):

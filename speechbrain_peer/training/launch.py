@@ -9,7 +9,7 @@ import torch
 from filelock import FileLock, Timeout
 from speechbrain.utils.distributed import ddp_init_group, get_rank
 
-from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.files import DataError, remove_unfinished
 from speechbrain_peer.utils.messages import one_line
 
 
@@ -50,6 +50,8 @@ def rank_and_ranks():
 def locked(folder):
     """Keeps a folder for one training at a time; its ranks are one training.
 
+    What a killed one has left unfinished there is removed.
+
     The operating system ends the lock with the process, however that ends; the file
     `.lock` stays and tells who held it last.
 
@@ -87,6 +89,7 @@ def locked(folder):
         ) from None
     try:
         path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        remove_unfinished(folder)
         yield
     finally:
         lock.release()

@@ -14,6 +14,9 @@ LOUDEST = 1e5
 """Samples beyond it, where full scale is 1, are refused: none was recorded so loud, and
 far beyond it the networks' energies leave what fp32 holds."""
 
+BLOCK = 1 << 20
+"""Samples that memory is asked for at once."""
+
 
 class AudioError(DataError):
     """An audio file that cannot be used; the message names it and the cure."""
@@ -168,7 +171,7 @@ def read_audio(path, start=0, frames=-1, sample_rate=None):
         available = file.frames - start
         expected = available if frames < 0 else min(frames, available)
         file.seek(start)
-        samples = file.read(expected, dtype="float32")
+        samples = _read(file, expected)
         rate = file.samplerate
     if len(samples) < expected:
         raise AudioError(f"{path}: is cut short; get or make this file again")
@@ -219,6 +222,15 @@ def _sound_file(file):
         return soundfile.SoundFile(file)
     except TypeError:
         raise soundfile.SoundFileError("a raw file does not tell its rate") from None
+
+
+def _read(file, frames):
+    """Reads so many samples, or as many as there are: a header may promise more."""
+    blocks = [np.zeros(0, "float32")]
+    while frames and len(block := file.read(min(frames, BLOCK), dtype="float32")):
+        blocks.append(block)
+        frames -= len(block)
+    return np.concatenate(blocks)
 
 
 @contextmanager

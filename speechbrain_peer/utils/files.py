@@ -2,10 +2,11 @@
 
 import os
 import secrets
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-UNFINISHED = ".unfinished-"
+UNFINISHED = "unfinished-"
 
 
 class DataError(ValueError):
@@ -43,7 +44,7 @@ def whole_file(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{UNFINISHED}{secrets.token_hex(8)}")
     try:
         # Exclusively: a file or link that somebody put there is not written to. Unlike
         # `tempfile.mkstemp`, this leaves the permissions to the umask.
@@ -63,20 +64,24 @@ def whole_file(path):
 
 
 def remove_unfinished(folder):
-    """Removes what killed processes have left behind, in all folders below, too.
+    """Removes the files and folders that killed processes have left unfinished.
 
     Arguments
     ---------
     folder : str or Path
-        Where nobody else writes.
+        Where nobody else writes; it is searched with all folders below.
 
     Example
     -------
     >>> folder = getfixture("tmp_path")
     >>> (folder / ".unfinished-0123456789abcdef").touch()
+    >>> (folder / ".model.unfinished-0123456789abcdef").mkdir()
     >>> remove_unfinished(folder)
     >>> list(folder.iterdir())
     []
     """
-    for path in Path(folder).rglob(f"{UNFINISHED}*"):
-        path.unlink()
+    for path in list(Path(folder).rglob(f".*{UNFINISHED}*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

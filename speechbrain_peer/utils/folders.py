@@ -52,6 +52,11 @@ def whole_folder(path):
         for written in (*temporary.rglob("*"), temporary):
             sync(written)
         _put_in_place(temporary, folder)
+    except OSError as error:
+        # A full disk is reported without a file name.
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
