@@ -195,6 +195,7 @@ def _content(path):
 
 def _run(command, output, limit):
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
