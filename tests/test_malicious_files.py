@@ -165,6 +165,23 @@ OF_RUNS = {
     "comparison": lambda: find_runs(["run"]),
     "costs in the comparison": lambda: build_stages("run/hyperparams.yaml"),
 }
+OF_STAGES = {name: OF_RUNS[name] for name in ("export", "start of a training")}
+
+
+def at_entries(entries, cases):
+    """All cases at all entries, if long tests run; else each at one or two of them."""
+    step = min(3, len(entries))
+    parameters = [
+        pytest.param(
+            entry,
+            case,
+            id=f"{case_name}-{name}",
+            marks=() if (i + j) % step == 0 else pytest.mark.slow,
+        )
+        for i, (case_name, case) in enumerate(cases.items())
+        for j, (name, entry) in enumerate(entries.items())
+    ]
+    return pytest.mark.parametrize(("entry", "case"), parameters)
 
 
 def fails(entry):
@@ -177,37 +194,31 @@ def fails(entry):
     return code == 1
 
 
-@pytest.mark.parametrize("entry", OF_MODELS.values(), ids=OF_MODELS)
-@pytest.mark.parametrize(
-    "text", [f"x: {value}\n" for value in VALUES.values()], ids=VALUES
-)
-def test_a_model_with_a_value_that_could_run_code_is_refused(folder, entry, text):
+@at_entries(OF_MODELS, VALUES)
+def test_a_model_with_a_value_that_could_run_code_is_refused(folder, entry, case):
     with open(folder / "model" / YAML, "a", encoding="utf-8") as file:
-        file.write(text)
+        file.write(f"x: {case}\n")
     assert fails(entry)
 
 
-@pytest.mark.parametrize("entry", OF_MODELS.values(), ids=OF_MODELS)
-@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
-def test_a_file_that_is_no_model_is_refused(folder, entry, text):
-    (folder / "model" / YAML).write_text(text, encoding="utf-8")
+@at_entries(OF_MODELS, FILES)
+def test_a_file_that_is_no_model_is_refused(folder, entry, case):
+    (folder / "model" / YAML).write_text(case, encoding="utf-8")
     assert fails(entry)
 
 
-@pytest.mark.parametrize("entry", OF_RUNS.values(), ids=OF_RUNS)
-@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_of_a_run_only_the_stages_are_built(folder, entry, value):
+@at_entries(OF_RUNS, VALUES)
+def test_of_a_run_only_the_stages_are_built(folder, entry, case):
     """As of `!apply:speechbrain.utils.seed_everything`, which every run has."""
     text = (folder / "run" / YAML).read_text(encoding="utf-8")
-    text = text.replace("before: 1", f"before: {value}")
+    text = text.replace("before: 1", f"before: {case}")
     (folder / "run" / YAML).write_text(text, encoding="utf-8")
     fails(entry)
 
 
-@pytest.mark.parametrize("entry", list(OF_RUNS.values())[:2], ids=list(OF_RUNS)[:2])
-@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_a_run_with_such_a_stage_is_refused(folder, entry, value):
-    first, *entries = value.split("\n")
+@at_entries(OF_STAGES, VALUES)
+def test_a_run_with_such_a_stage_is_refused(folder, entry, case):
+    first, *entries = case.split("\n")
     text = (folder / "run" / YAML).read_text(encoding="utf-8")
     text = text.replace("    embedding_size: 8\n", f"    embedding_size: {first}\n")
     text += "".join(f"{line}\n" for line in entries)
@@ -215,10 +226,9 @@ def test_a_run_with_such_a_stage_is_refused(folder, entry, value):
     assert fails(entry)
 
 
-@pytest.mark.parametrize("entry", OF_RUNS.values(), ids=OF_RUNS)
-@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
-def test_a_file_that_is_no_run_is_refused(folder, entry, text):
-    (folder / "run" / YAML).write_text(text, encoding="utf-8")
+@at_entries(OF_RUNS, FILES)
+def test_a_file_that_is_no_run_is_refused(folder, entry, case):
+    (folder / "run" / YAML).write_text(case, encoding="utf-8")
     assert fails(entry)
 
 
@@ -238,16 +248,15 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])
-@pytest.mark.parametrize("pickled", PICKLES.values(), ids=PICKLES)
-@pytest.mark.parametrize("entry", OF_MODELS.values(), ids=OF_MODELS)
-def test_weights_of_a_model_are_data(folder, entry, pickled, old):
+@at_entries(OF_MODELS, PICKLES)
+def test_weights_of_a_model_are_data(folder, entry, case, old):
     path = folder / "model" / WEIGHTS
-    torch.save(pickled, path, _use_new_zipfile_serialization=not old)
+    torch.save(case, path, _use_new_zipfile_serialization=not old)
     assert fails(entry)
 
 
 @pytest.mark.parametrize("pickled", PICKLES.values(), ids=PICKLES)
-@pytest.mark.parametrize("entry", list(OF_RUNS.values())[:2], ids=list(OF_RUNS)[:2])
+@pytest.mark.parametrize("entry", OF_STAGES.values(), ids=OF_STAGES)
 def test_checkpoints_of_a_run_are_data(folder, entry, pickled):
     (path,) = folder.glob("run/save/CKPT*/encoder.ckpt")
     torch.save(pickled, path)
@@ -262,7 +271,7 @@ def test_public_checkpoints_are_data(folder, pickled):
     assert fails(lambda: read_trained("public.pth", build()))
 
 
-@pytest.mark.parametrize("entry", list(OF_RUNS.values())[:2], ids=list(OF_RUNS)[:2])
+@pytest.mark.parametrize("entry", OF_STAGES.values(), ids=OF_STAGES)
 @pytest.mark.parametrize(
     "text",
     [
