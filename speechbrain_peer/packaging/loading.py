@@ -13,6 +13,7 @@ from speechbrain.utils.fetching import FetchConfig, FetchFrom, fetch, guess_sour
 from speechbrain_peer.packaging.safe_yaml import build_yaml, check_yaml, read_text
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import whole_one
+from speechbrain_peer.utils.messages import one_line
 
 # Models that come with the package, each in a folder of its name.
 BUNDLED = Path(__file__).parent / "bundled"
@@ -174,7 +175,9 @@ def load_weights(modules, path):
     try:
         modules.load_state_dict(weights, strict=True)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: does not fit the model. {error}") from error
+        raise ValueError(
+            f"{path}: does not fit the model. {one_line(error)}"
+        ) from error
 
 
 def _override(text, overrides, name):
@@ -187,7 +190,9 @@ def _override(text, overrides, name):
         recursive_update(document, overrides, must_match=True)
         yaml.dump(document, stream)
     except (ruamel.yaml.error.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name}: cannot take the overrides. {error}") from error
+        raise ValueError(
+            f"{name}: cannot take the overrides. {one_line(error)}"
+        ) from error
     return stream.getvalue()
 
 

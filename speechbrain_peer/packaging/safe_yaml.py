@@ -42,6 +42,7 @@ PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map")
 }
+MAPPING_TAG = "tag:yaml.org,2002:map"
 NUMBER_TAGS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 CLASS_TAG = re.compile(r"!(?:new|name):([A-Za-z_]\w*(?:\.\w+)+)")
 REFERENCE = re.compile(r"<(\w+(?:\[\w+\])*)>")
@@ -244,7 +245,8 @@ def _compose(yaml, text):
         if isinstance(event, DocumentStartEvent) and (event.tags or event.version):
             raise _Refusal(event, "a directive")
     root = yaml.compose(text)
-    if not isinstance(root, MappingNode):
+    # Sets and ordered mappings are such nodes, too, of other tags.
+    if not isinstance(root, MappingNode) or str(root.tag) != MAPPING_TAG:
         raise ValueError("not a mapping of entries")
     return root
 
