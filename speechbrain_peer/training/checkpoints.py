@@ -139,8 +139,10 @@ class SafeCheckpointer(Checkpointer):
                 continue
             try:
                 (checkpoint,) = self._construct_checkpoint_objects([folder])
-                # Both are in every file that has been written whole.
+                # Both are in every file that has been written whole. All of it are
+                # numbers, to be compared.
                 checkpoint.meta["unixtime"], checkpoint.meta["end-of-epoch"]
+                sum(checkpoint.meta.values())
                 checkpoints.append(checkpoint)
             # A damaged file raises errors of many classes.
             except Exception as error:
