@@ -238,10 +238,9 @@ def main(arguments):
     with locked(folder):
         try:
             return run(options)
-        # Such as a full disk, which is told without a file's name.
+        # Such as a full disk, which may be told without a file's name.
         except OSError as error:
-            reason = error.strerror or one_line(error)
-            raise DataError(f"{error.filename or folder}: {reason}") from error
+            raise DataError(f"{folder}: {one_line(error)}") from error
 
 
 def run(options):

@@ -24,9 +24,14 @@ EXAMPLES = pytest.mark.parametrize(
 """Gives a test how many files to try, for `fuzz`."""
 
 
-def fuzz(examples, attack, *strategies):
-    """Calls `attack` with drawn values; in short runs always with the same ones."""
-    test = given(*strategies)(attack)
+def fuzz(examples, attack, strategy, known=()):
+    """Calls `attack` with drawn values, in short runs always with the same ones.
+
+    Before them come known ones, with which something has been found.
+    """
+    for content in known:
+        attack(content)
+    test = given(strategy)(attack)
     short = examples <= 50
     settings(
         max_examples=examples,
