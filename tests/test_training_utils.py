@@ -60,7 +60,7 @@ def interrupted_save(checkpointer_class, folder, how):
     checkpointer.add_recoverable("model", model_with(2.0))
     checkpointer.add_recoverable("killer", Killer(how))
     if how == "raise":
-        with pytest.raises((OSError, DataError), match="space"):
+        with pytest.raises(DataError, match="space"):
             checkpointer.save_checkpoint()
         return
     child = os.fork()
@@ -80,7 +80,9 @@ def test_interrupted_save_leaves_the_checkpoint_before(tmp_path, how):
     assert checkpointer.recover_if_possible() is not None
     assert before.weight.item() == model.weight.item() == 1.0
 
-    assert list(tmp_path.glob(f"{UNFINISHED_PREFIX}*"))
+    # After an error the space is free again at once.
+    left = list(tmp_path.glob(f"{UNFINISHED_PREFIX}*"))
+    assert bool(left) == (how == "kill")
     checkpointer.save_checkpoint()
     assert not list(tmp_path.glob(f"{UNFINISHED_PREFIX}*"))
     assert len(checkpointer.list_checkpoints()) == 2
