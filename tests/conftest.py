@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before PyTorch is imported: tests run side by side, each on one core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A script that tests start, not a module.
+collect_ignore = ["attacks/first_step.py"]
+
 # Of training items: the corpus has shorter and longer mixtures.
 CHUNK_SECONDS = 0.6
 

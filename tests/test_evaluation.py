@@ -51,7 +51,7 @@ def test_a_training_manifest_is_no_test_set(prepared, tmp_path):
     with pytest.raises(DataError, match=r"train-100\.json: has no .* dev or test"):
         read_trials(prepared.manifests["train-100"], prepared.data_root, RATE)
     write_manifest(tmp_path / "empty.json", {})
-    with pytest.raises(DataError, match=r"empty\.json: has no enrollments"):
+    with pytest.raises(DataError, match=r"empty\.json: holds no rows"):
         read_trials(tmp_path / "empty.json", prepared.data_root, RATE)
 
 
