@@ -19,7 +19,7 @@ SECONDS, BYTES = 20, 1 << 30
 """What reading one small file may take, beyond what the process has already."""
 
 EXAMPLES = pytest.mark.parametrize(
-    "examples", [50, pytest.param(1500, marks=pytest.mark.slow)]
+    "examples", [50, pytest.param(500, marks=pytest.mark.slow)]
 )
 """Gives a test how many files to try, for `fuzz`."""
 

@@ -163,12 +163,18 @@ def _read(run):
         return None
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return {
+            scores = {
                 row["ID"]: float(row["si_sdri"]) if row["si_sdri"] else None
                 for row in csv.DictReader(file)
             }
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        # What is no item names no speaker.
+        for item_id, score in scores.items():
+            _target_speaker(item_id)
+            if not math.isfinite(score or 0.0):
+                raise ValueError(f"{item_id}: {score}")
+    except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error!r}") from error
+    return scores
 
 
 def _target_speaker(item_id):

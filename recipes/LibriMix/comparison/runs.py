@@ -2,12 +2,13 @@
 
 import inspect
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechbrain_peer.packaging.loading import HPARAMS_FILE
 from speechbrain_peer.packaging.safe_yaml import read_yaml
-from speechbrain_peer.peer_learning.exchange import PeerLearning
+from speechbrain_peer.peer_learning.exchange import EXCHANGES, PeerLearning
 from speechbrain_peer.peer_learning.losses import PeerLoss
 from speechbrain_peer.utils.files import DataError
 
@@ -22,6 +23,7 @@ BACKBONES = {
 _WITH_OPTIONS = {"loss": PeerLoss, "peer_learning": PeerLearning}
 _MEANS = ("si_sdr", "si_sdri", "pesq", "stoi")
 _MIXTURE_MEANS = ("mixture_si_sdr", "mixture_pesq", "mixture_stoi")
+_NUMBER = (int, float, type(None))
 _PERCENTS = ("wrong_speaker_percent", "worse_than_mixture_percent")
 
 
@@ -145,18 +147,25 @@ def _read_metrics(path):
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    keys = ("corpus", "items", "means", "items_without_value", "run", *_PERCENTS)
-    _check_keys(metrics, keys, path)
-    _check_keys(metrics["items_without_value"], ("si_sdr",), path)
-    _check_keys(metrics["means"], (*_MEANS, *_MIXTURE_MEANS), path)
+    kinds = {"corpus": str, "items": int, "means": dict, "run": dict}
+    kinds |= {"items_without_value": dict} | dict.fromkeys(_PERCENTS, _NUMBER)
+    _check_keys(metrics, kinds, path)
+    _check_keys(metrics["items_without_value"], {"si_sdr": int}, path)
+    means = dict.fromkeys((*_MEANS, *_MIXTURE_MEANS), _NUMBER)
+    _check_keys(metrics["means"], means, path)
+    run = {"optimizer_steps": None, "debug": False} | metrics["run"]
+    _check_keys(run, {"optimizer_steps": (int, type(None)), "debug": bool}, path)
     return metrics
 
 
 def _read_hparams(path):
     """The YAML's nodes."""
     hparams = read_yaml(path)
-    _check_keys(hparams, ("seed", "peers", "exchange", "modules"), path)
-    _check_keys(hparams["modules"], ("separator",), path)
+    kinds = {"seed": int, "peers": str, "exchange": str, "modules": dict}
+    _check_keys(hparams, kinds, path)
+    _check_keys(hparams["modules"], {"separator": object}, path)
+    if hparams["exchange"] not in EXCHANGES:
+        raise DataError(f"{path}: exchange is {hparams['exchange']!r}")
     if _class_of(hparams["modules"]["separator"]) is None:
         raise DataError(f"{path}: its separator is no class")
     return hparams
@@ -168,12 +177,18 @@ def _class_of(node):
     return tag.partition(":")[2] if tag else None
 
 
-def _check_keys(mapping, keys, path):
+def _check_keys(mapping, kinds, path):
+    """Raises DataError unless all keys are there, with values of their kinds."""
     if not isinstance(mapping, dict):
         raise DataError(f"{path}: is not what a finished run leaves")
-    missing = ", ".join(key for key in keys if key not in mapping)
+    missing = ", ".join(key for key in kinds if key not in mapping)
     if missing:
         raise DataError(f"{path}: has no {missing}")
+    for key, kind in kinds.items():
+        value = mapping[key]
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        if not (isinstance(value, kind) and is_finite):
+            raise DataError(f"{path}: {key} is {value!r}")
 
 
 def _plain(node):
