@@ -263,14 +263,15 @@ def test_a_manifest_that_lacks_something_is_told(prepared, tmp_path):
         with pytest.raises(DataError, match=r"dev\.json.*prepare the data again"):
             read_manifest(path)
     rows = read_manifest(prepared.manifests["dev"])
-    first, second, third, *_ = rows.values()
+    first, second, third, fourth, *_ = rows.values()
     del first["mixture"]
     second["target"]["length"] = 0
     third["interferers"] = [{}]
+    fourth["enrollment_length"] = None
     write_manifest(path, rows)
-    with pytest.raises(DataError, match="3 rows cannot be used") as caught:
+    with pytest.raises(DataError, match="4 rows cannot be used") as caught:
         read_manifest(path)
-    for problem in ("has no mixture", "has a length of 0", "has no path"):
+    for problem in ("no mixture", "a length of 0", "no path", "no enrollment_length"):
         assert problem in str(caught.value)
 
 

@@ -27,6 +27,10 @@ ROW = {
     "target": dict,
     "interferers": list,
 }
+# Of dev and test.
+ENROLLMENT = {"enrollment": str, "enrollment_length": int}
+# 37 hours at 16 kHz.
+MOST_SAMPLES = 2**31 - 1
 SOURCE = {"path": str, "speaker": str, "utterance": str, "length": int}
 
 
@@ -272,6 +276,8 @@ def _read(path, data_root, problem_of):
 
 def _row_problem(row):
     problem = _lack(row, ROW)
+    if not problem and row.keys() & ENROLLMENT.keys():
+        problem = _lack(row, ENROLLMENT)
     return problem or _sources_problem([row["target"], *row["interferers"]])
 
 
@@ -288,8 +294,8 @@ def _lack(mapping, fields):
     for name, kind in fields.items():
         if not isinstance(mapping.get(name), kind):
             return f"has no {name}"
-    if mapping["length"] < 1:
-        return f"has a length of {mapping['length']}"
+        if name.endswith("length") and not 1 <= mapping[name] <= MOST_SAMPLES:
+            return f"has a {name} of {mapping[name]}"
     return None
 
 

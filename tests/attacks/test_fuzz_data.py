@@ -75,7 +75,9 @@ def test_manifests(examples, prepared, tmp_path, subset):
     def attack(content):
         path.write_bytes(content)
         # Or of what it holds: paths that lead nowhere, too few speakers.
-        reads(path, read, ".wav", "no such file", "is a folder", "speakers")
+        reads(
+            path, read, ".wav", "no such file", "is a folder", "speakers", "/etc/passwd"
+        )
 
     fuzz(examples, attack, spoiled_json(good), known=[b"{}"])
 
