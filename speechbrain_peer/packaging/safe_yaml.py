@@ -298,7 +298,10 @@ def _is_network_class(name):
         return False
     try:
         found = pydoc.locate(name)
-    except pydoc.ErrorDuringImport:  # of a module that lacks an extra
+    except pydoc.ErrorDuringImport as error:
+        # Of a module that lacks an extra, or Ctrl+C, which it catches, too.
+        if not isinstance(error.value, Exception):
+            raise error.value from None
         return False
     # `torch.nn.functional.torch.hub.load` begins well, too: see what it comes to.
     return (

@@ -18,6 +18,7 @@ from processes import (
 from tiny_model import export
 
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.packaging import safe_yaml
 from speechbrain_peer.training.launch import locked
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -143,3 +144,12 @@ def test_what_kills_have_left_goes_with_the_next_start(tmp_path):
     (tmp_path / ".model.unfinished-0/weights.ckpt").touch()
     with locked(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_ctrl_c_while_a_model_is_checked_is_no_refusal(tmp_path, monkeypatch):
+    """It comes while a class's module is imported."""
+    (tmp_path / "interrupting.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(safe_yaml, "ALLOWED", ("interrupting.",))
+    with pytest.raises(KeyboardInterrupt):
+        safe_yaml.check_yaml("x: !new:interrupting.Thing", "model.yaml")
