@@ -7,14 +7,8 @@ import csv
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
-import signal
-import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +27,7 @@ from speechbrain_peer.data.checks import (
 from speechbrain_peer.data.layout import SUBSETS, wav_names
 from speechbrain_peer.utils.audio import read_audio, write_audio
 from speechbrain_peer.utils.files import DataError, remove_unfinished, whole_file
+from speechbrain_peer.utils.processes import available_cpus, map_in_processes
 
 LIBRISPEECH_RATE = 16000
 RECORD = "metadata.sha256"  # what it is rendered from, in every subset's folder
@@ -205,12 +200,9 @@ def render_subset(
     )
     progress = partial(tqdm, total=len(todo), desc=f"Rendering {folder}", unit="mix")
     # Starting a process takes as long as rendering some 200 mixtures.
-    n_processes = n_processes or min(_available_cpus(), math.ceil(len(todo) / 200))
-    if n_processes == 1:
-        for row in progress(todo):
-            render(row)
-    else:
-        _render_in_processes(render, todo, n_processes, progress)
+    n_processes = n_processes or min(available_cpus(), math.ceil(len(todo) / 200))
+    for _ in progress(map_in_processes(render, todo, n_processes, chunk=8)):
+        pass
 
 
 def _record_metadata(rows, folder):
@@ -229,23 +221,6 @@ def _fingerprint(rows):
     # Source paths start below LibriSpeech's folder, so that this one may move.
     heard = sorted((row.mixture_id, row.paths, row.gains) for row in rows)
     return hashlib.sha256(json.dumps(heard).encode()).hexdigest()
-
-
-def _render_in_processes(render, rows, n_processes, progress):
-    """Spreads `render` over processes; its first error ends the others."""
-    # Spawned, as a fork of a process that runs threads (torch does) may deadlock.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(n_processes, context, _exit_with_parent) as pool:
-            with _interrupts_held():  # the processes are started here
-                rendered = pool.map(render, rows, chunksize=8)
-            for _ in progress(rendered):
-                pass
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a rendering process was ended from outside (out of memory?); run again "
-            "with a smaller n_processes: finished files are kept"
-        ) from error
 
 
 def _render_mixture(row, librispeech_folder, folder, sample_rate, mode):
@@ -280,38 +255,6 @@ def _finished_mixtures(folder, n_sources):
     """The mixtures of a subset whose files are all there."""
     subfolders = ["mix_clean", *(f"s{k + 1}" for k in range(n_sources))]
     return set.intersection(*(wav_names(Path(folder) / name) for name in subfolders))
-
-
-def _available_cpus():
-    """The CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        return os.cpu_count()
-
-
-@contextmanager
-def _interrupts_held():
-    """Lets Ctrl+C wait; processes started meanwhile leave it to this one for good."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _exit_with_parent():
-    """Lets a rendering process end when the one that started it is killed."""
-    parent = multiprocessing.parent_process()
-
-    def wait():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _count_sources(csv_path, columns):
