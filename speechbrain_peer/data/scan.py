@@ -31,7 +31,13 @@ from speechbrain_peer.data.speech_activity import (
     frame_powers,
     speech_segments,
 )
-from speechbrain_peer.utils.audio import AudioError, check_samples, open_audio
+from speechbrain_peer.utils.audio import (
+    AudioError,
+    check_samples,
+    mix_down,
+    open_audio,
+    read_at_rate,
+)
 from speechbrain_peer.utils.decoding import DECODED, decode
 from speechbrain_peer.utils.files import whole_file
 from speechbrain_peer.utils.processes import available_cpus, map_in_processes
@@ -67,8 +73,9 @@ class Scanned(NamedTuple):
     """{reason: (how many, seconds)} of what is left out."""
     decoded: str | None = None
     """A file of `DECODED_FOLDER` to read instead."""
-    remark: str | None = None
-    """What users should know of it."""
+    cancelling: bool = False
+    """Whether the average of the channels loses what they hold; then the loudest is
+    read, see `audio.mix_down`."""
     problem: str | None = None
     """Why it cannot be used."""
 
@@ -123,8 +130,8 @@ def scan_file(file, folder, detector="energy"):
     file : VoiceFile
         The recording.
     folder : str
-        What soundfile does not read, or averaging would cancel, is written to
-        `DECODED_FOLDER` in it, as FLAC of one channel.
+        What ffmpeg decodes is written to `DECODED_FOLDER` in it, as FLAC of one
+        channel.
     detector : str
         "energy" or "silero".
 
@@ -133,176 +140,132 @@ def scan_file(file, folder, detector="energy"):
     Scanned
     """
     try:
-        with _Opened(file, folder) as opened:
-            return opened.scan(file.spans, detector)
+        content = _decoded(file.path)
+        if content is None:
+            return _Recording(file.path).scan(file.spans, detector)
+        with content:
+            recording = _Recording(file.path, content)
+            recording.decode(folder, file.name)
+            return recording.scan(file.spans, detector)
     except AudioError as error:
         return Scanned(problem=str(error).removeprefix(f"{file.path}: "))
 
 
-class _Opened:
-    """A recording while it is scanned."""
+class _Recording:
+    """A recording while it is scanned; what ffmpeg made of it is its content."""
 
-    def __init__(self, file, folder):
-        self.path, self.remark, self.decoded = file.path, None, None
-        name = hashlib.sha256(file.name.encode()).hexdigest()[:16]
-        self.place = Path(folder, DECODED_FOLDER, f"{name}.flac")
-        self.content = _decoded(file.path)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if self.content is not None:
-            self.content.close()
-
-    def scan(self, spans, detector):
-        """Measures; writes another file to read where it has to."""
-        self._read_through()
-        levels = decibels(self.powers)
-        if levels.max() < SILENT_DB:
-            raise AudioError(f"{self.path}: is silent; record it again or remove it")
-        if self.content is not None or self.channel is not None:
-            self._write_decoded()
-        active = None
-        if detector == "silero":
-            blocks = (self._mono(block) for block in self._blocks())
-            active = silero.active_frames(
-                blocks, self.rate, len(levels), self.frame / self.rate
-            )
-        segments, left = [], {}
-        for number, span in enumerate(spans):
-            self._find_speech(number, span, levels, active, segments, left)
-        return Scanned(
-            rate=self.rate,
-            channels=self.channels,
-            seconds=self.length / self.rate,
-            segments=self._with_loudness(segments, left),
-            left=left,
-            decoded=self.decoded,
-            remark=self.remark,
-        )
-
-    def _read_through(self):
-        """Counts and checks the samples, and measures the power of frames."""
-        powers, averages, self.length = [], [], 0
-        for block in self._blocks():
-            check_samples(self.path, block, self.length, self.rate)
-            powers.append(frame_powers(block, self.frame))
-            averages.append(frame_powers(block.mean(axis=1), self.frame))
-            self.length += len(block)
-        if not self.length:
-            raise AudioError(f"{self.path}: has no samples; get or make it again")
-        # A header of MP3 may be wrong by a frame.
-        if self.length < self.promised - 0.1 * self.rate:
-            raise AudioError(
-                f"{self.path}: is cut short, its header tells of {self.promised} "
-                f"samples and it has {self.length}; get or make it again"
-            )
-        powers, averages = np.concatenate(powers), np.concatenate(averages)
-        self.channel = cancelled_channel(powers.mean(axis=0), averages.mean())
-        self.powers = averages if self.channel is None else powers[:, self.channel]
-        if self.channel is not None:
-            self.remark = (
-                f"its channels cancel each other, so the loudest, number "
-                f"{self.channel + 1}, is taken instead of their average"
-            )
-
-    def _blocks(self):
-        """Yields (samples, channels), of whole frames but for the last one."""
-        with open_audio(self.path, self.content) as audio:
+    def __init__(self, path, content=None):
+        self.path, self.content, self.decoded = path, content, None
+        with open_audio(path, content) as audio:
             self.rate, self.channels = audio.samplerate, audio.channels
-            if self.rate < LEAST_RATE:
-                raise AudioError(
-                    f"{self.path}: its rate is {self.rate} Hz, too low for speech; "
-                    f"give a recording of {LEAST_RATE} Hz or more"
-                )
             self.promised = max(audio.frames, _promised_by_header(audio))
-            self.frame = round(FRAME_SECONDS * self.rate)
-            size = self.frame * max(1, BLOCK // (self.frame * self.channels))
-            while len(block := audio.read(size, dtype="float32", always_2d=True)):
-                yield block
+        if self.rate < LEAST_RATE:
+            raise AudioError(
+                f"{path}: its rate is {self.rate} Hz, too low for speech; give a "
+                f"recording of {LEAST_RATE} Hz or more"
+            )
+        self.frame = round(FRAME_SECONDS * self.rate)
 
-    def _mono(self, block):
-        return block.mean(axis=1) if self.channel is None else block[:, self.channel]
-
-    def _write_decoded(self):
+    def decode(self, folder, name):
+        """Writes the content to a file."""
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        self.decoded = Path(folder, DECODED_FOLDER, f"{digest}.flac")
         # Encoded in memory, because libsndfile does not report a full disk.
         flac = io.BytesIO()
         options = {"format": "FLAC", "subtype": "PCM_16"}
         with soundfile.SoundFile(flac, "w", self.rate, 1, **options) as audio:
             for block in self._blocks():
-                audio.write(self._mono(block))
-        with whole_file(self.place) as temporary:
+                audio.write(mix_down(block))
+        with whole_file(self.decoded) as temporary:
             temporary.write_bytes(flac.getbuffer())
-        self.decoded = self.place.name
 
-    def _find_speech(self, number, span, levels, active, segments, left):
-        """Adds the segments of a span, and what is too short of it."""
-        first = math.ceil(span.start * self.rate / self.frame)
-        end = min(len(levels), span.end * self.rate / self.frame)
-        if first >= end:
-            raise AudioError(
-                f"{self.path}: has {self.length / self.rate:.2f} s, but a segment "
-                f"begins at {span.start:g} s; correct the table"
+    def scan(self, spans, detector):
+        """Measures; see `Scanned`."""
+        levels, length, cancelling = self._read_through()
+        active = None
+        if detector == "silero":
+            active = silero.active_frames(
+                (mix_down(block) for block in self._blocks()),
+                self.rate,
+                len(levels),
+                self.frame / self.rate,
             )
-        part = slice(first, int(end))
-        talking = active_frames(levels[part]) if active is None else active[part]
-        found, too_short = speech_segments(talking, levels[part])
-        for start, stop in found:
-            start = (first + start) * self.frame
-            stop = min(self.length, (first + stop) * self.frame)
-            segments.append((number, start, stop - start))
-        for start, stop in too_short:
-            _count(left, TOO_SHORT, (stop - start) * self.frame / self.rate)
-        if not found and not too_short:
-            _count(left, NO_SPEECH, len(talking) * self.frame / self.rate)
+        segments, left = [], {}
+        for number, span in enumerate(spans):
+            part = self._part(span, len(levels))
+            talking = active_frames(levels[part]) if active is None else active[part]
+            found, too_short = speech_segments(talking, levels[part])
+            for start, stop in found:
+                start = (part.start + start) * self.frame
+                stop = min(length, (part.start + stop) * self.frame)
+                segments.append((number, start, stop - start))
+            for start, stop in too_short:
+                _count(left, TOO_SHORT, (stop - start) * self.frame / self.rate)
+            if not found and not too_short:
+                _count(left, NO_SPEECH, len(talking) * self.frame / self.rate)
+        return Scanned(
+            rate=self.rate,
+            channels=self.channels,
+            seconds=length / self.rate,
+            segments=self._with_loudness(segments, left),
+            left=left,
+            decoded=self.decoded and self.decoded.name,
+            cancelling=cancelling,
+        )
+
+    def _blocks(self):
+        """Yields (samples, channels), of whole frames but for the last one."""
+        size = self.frame * max(1, BLOCK // (self.frame * self.channels))
+        with open_audio(self.path, self.content) as audio:
+            while len(block := audio.read(size, dtype="float32", always_2d=True)):
+                yield block
+
+    def _read_through(self):
+        """Checks all samples: levels of frames, how many samples, cancelling."""
+        powers, length, cancelling = [], 0, False
+        for block in self._blocks():
+            check_samples(self.path, block, length, self.rate)
+            mono = mix_down(block)
+            energy = np.square(mono).sum()
+            cancelling |= bool(np.square(block.mean(axis=1)).sum() < energy / 2)
+            powers.append(frame_powers(mono, self.frame))
+            length += len(block)
+        if not length:
+            raise AudioError(f"{self.path}: has no samples; get or make it again")
+        # A header of MP3 may be wrong by a frame.
+        if length < self.promised - 0.1 * self.rate:
+            raise AudioError(
+                f"{self.path}: is cut short, its header tells of {self.promised} "
+                f"samples and it has {length}; get or make it again"
+            )
+        levels = decibels(np.concatenate(powers))
+        if levels.max() < SILENT_DB:
+            raise AudioError(f"{self.path}: is silent; record it again or remove it")
+        return levels, length, cancelling
+
+    def _part(self, span, n_frames):
+        """The frames of a span."""
+        first = math.ceil(span.start * self.rate / self.frame)
+        if first >= n_frames:
+            raise AudioError(
+                f"{self.path}: has {n_frames * self.frame / self.rate:.2f} s, but a "
+                f"segment begins at {span.start:g} s; correct the table"
+            )
+        end = min(n_frames, span.end * self.rate / self.frame)
+        return slice(first, max(first + 1, int(end)))
 
     def _with_loudness(self, segments, left):
-        """Measures segments as they will be read, by seek."""
+        """Measures segments as they are read later, by seek."""
         meter, measured = _meter(self.rate), []
-        with open_audio(self.place if self.decoded else self.path) as audio:
-            for number, start, length in segments:
-                audio.seek(start)
-                samples = audio.read(length, dtype="float32", always_2d=True)
-                if len(samples) < length:
-                    raise AudioError(
-                        f"{self.path}: cannot be read from {start / self.rate:.2f} s "
-                        "on; convert it to WAV or FLAC"
-                    )
-                loudness = meter.integrated_loudness(samples.mean(axis=1))
-                if loudness >= LEAST_LOUDNESS:
-                    measured.append((number, start, length, round(float(loudness), 3)))
-                else:
-                    _count(left, NO_LOUDNESS, length / self.rate)
+        for number, start, length in segments:
+            # The rate stays, and channels are mixed down.
+            samples = read_at_rate(self.decoded or self.path, start, length, self.rate)
+            loudness = meter.integrated_loudness(samples)
+            if loudness >= LEAST_LOUDNESS:
+                measured.append((number, start, length, round(float(loudness), 3)))
+            else:
+                _count(left, NO_LOUDNESS, length / self.rate)
         return tuple(measured)
-
-
-def cancelled_channel(powers, average):
-    """Tells whether the average of channels loses what they hold.
-
-    It does if it has less than half the power that unrelated channels would leave:
-    then their phases are opposite.
-
-    Arguments
-    ---------
-    powers : np.ndarray
-        Mean square of each channel, (channels,).
-    average : float
-        Mean square of their average.
-
-    Returns
-    -------
-    int or None
-        The loudest channel, to be taken instead; None where the average serves.
-
-    Example
-    -------
-    >>> cancelled_channel(np.array([1.0, 1.0]), average=0.5)
-    >>> cancelled_channel(np.array([1.0, 1.2]), average=0.01)
-    1
-    """
-    unrelated = powers.sum() / len(powers) ** 2
-    return int(powers.argmax()) if average < 0.5 * unrelated else None
 
 
 def _key(file, detector):
