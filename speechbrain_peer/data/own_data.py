@@ -231,14 +231,15 @@ def _utterances(found, output_folder):
 
 
 def _stored_path(file, scanned, here):
-    """A path that stays right where voices and prepared data move together."""
+    """A path that stays right where a folder that holds both voices and data moves."""
     if scanned.decoded:
         return f"{DATA_ROOT}/{DECODED_FOLDER}/{scanned.decoded}"
     if os.path.isabs(file.name):  # in Kaldi's tables; meant to be so
         return file.name
-    path = Path(file.path)
-    below = os.path.relpath(_real(path.parent) / path.name, here)
-    return f"{DATA_ROOT}/{Path(below).as_posix()}"
+    path = _real(Path(file.path).parent) / Path(file.path).name
+    if Path(os.path.commonpath((path, here))) == Path(path.anchor):
+        return str(path)  # nothing above both moves
+    return f"{DATA_ROOT}/{Path(os.path.relpath(path, here)).as_posix()}"
 
 
 @cache
