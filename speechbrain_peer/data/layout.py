@@ -2,6 +2,9 @@
 
 import os
 
+# Stands for the data's folder in every path, so that a manifest can move with the data.
+DATA_ROOT = "{data_root}"
+
 # LibriMix's names of the subsets, and LibriSpeech's.
 SUBSETS = {
     "train-100": "train-clean-100",

@@ -10,13 +10,11 @@ import numpy as np
 from speechbrain.dataio.dataio import load_data_json
 
 from speechbrain_peer.data.checks import check_file, name_problem, refuse_rows
-from speechbrain_peer.data.layout import speaker_id, utterance_ids, wav_names
+from speechbrain_peer.data.layout import DATA_ROOT, speaker_id, utterance_ids, wav_names
 from speechbrain_peer.utils.audio import AudioError, audio_length, read_audio
 from speechbrain_peer.utils.files import DataError, whole_file
 
-# Stands for the data's folder in every path, so that a manifest can move with the data.
-DATA_ROOT = "{data_root}"
-# Beside manifests: what it stands for.
+# Beside manifests: what DATA_ROOT stands for.
 DATA_ROOT_FILE = "data_root.txt"
 # What a row and each of its sources must hold.
 ROW = {
