@@ -10,7 +10,7 @@ SUBSETS = {
     "test": "test-clean",
 }
 
-# What preparation can be asked for, by argument.
+# What preparation and the simulation of rooms can be asked for, by argument.
 CHOICES = {
     "subsets": tuple(SUBSETS),
     "sample_rate": (8000, 16000),
@@ -18,6 +18,7 @@ CHOICES = {
     "targets": ("first", "both"),
     "peers": ("off", "listed", "drawn"),
     "peer_interferer": ("any", "same"),
+    "layout": ("device", "table", "mixed"),
 }
 
 

@@ -142,11 +142,11 @@ class NoiseFolder:
         length, rate, _ = read_header(path)
         needed = math.ceil(cut.frames * rate / self.sample_rate)
         if length < needed:
-            clip = self._resample(read_channels(path), rate)
+            clip = self._resample(*read_channels(path))
             fade = round(CROSS_FADE * self.sample_rate)
             return repeat(clip, cut.frames, cut.place, fade)
         start = int(cut.place * (length - needed + 1))
-        noise = self._resample(read_channels(path, start, needed), rate)
+        noise = self._resample(*read_channels(path, start, needed))
         # Exactly as many, whatever the resampler's rounding.
         return np.resize(noise, cut.frames)
 

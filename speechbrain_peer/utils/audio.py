@@ -182,6 +182,8 @@ def read_channels(path, start=0, frames=-1):
     -------
     samples : np.ndarray
         float32, (time, channels).
+    sample_rate : int
+        In Hz.
 
     Raises
     ------
@@ -190,7 +192,7 @@ def read_channels(path, start=0, frames=-1):
     """
     with open_audio(path) as file:
         _check_length(path, file)
-        return _read_segment(path, file, start, frames)
+        return _read_segment(path, file, start, frames), file.samplerate
 
 
 class Header(NamedTuple):
