@@ -215,14 +215,15 @@ def early(response, sample_rate, seconds=EARLY):
     Returns
     -------
     np.ndarray
-        (taps, microphones), zero after that.
+        (fewer taps, microphones); what is left out is zero.
 
     Example
     -------
     >>> early(np.array([[0.0], [1.0], [0.4], [0.2], [0.1]]), 1000, seconds=0.002).T
-    array([[0. , 1. , 0.4, 0. , 0. ]])
+    array([[0. , 1. , 0.4]])
     """
     ends = direct_taps(response) + round(seconds * sample_rate)
+    response = response[: ends.max()]
     return np.where(np.arange(len(response))[:, None] < ends, response, 0)
 
 
@@ -239,7 +240,7 @@ def direct(response, sample_rate):
     Returns
     -------
     np.ndarray
-        (taps, microphones), zero from 1.5 ms after the direct sound.
+        (fewer taps, microphones); zero from 1.5 ms after the direct sound.
     """
     return early(response, sample_rate, DIRECT)
 
