@@ -54,4 +54,6 @@ class Measure:
         if self.level == "network":
             return level_snr(estimates, targets, mixtures, lens)
         # Its gradient towards a target of zeros has no bound.
-        return torch.where(has_signal(targets, lens), si_snr(estimates, targets, lens), 0)
+        return torch.where(
+            has_signal(targets, lens), si_snr(estimates, targets, lens), 0
+        )

@@ -201,7 +201,10 @@ def set_level(estimates, mixtures, lens=None, level="mixture"):
     Example
     -------
     >>> mixture = torch.tensor([[1.0, -1.0]])
-    >>> set_level(7 * mixture, mixture), set_level(7 * mixture, mixture, level="network")
+    >>> (
+    ...     set_level(7 * mixture, mixture),
+    ...     set_level(7 * mixture, mixture, level="network"),
+    ... )
     (tensor([[ 1., -1.]]), tensor([[ 7., -7.]]))
     """
     if check_level(level) == "mixture":
