@@ -147,8 +147,28 @@ class SourcePool:
             return [
                 self._draw_other_utterance(source, rng) for source in row["interferers"]
             ]
-        present = {source["speaker"] for source in (row["target"], *row["interferers"])}
+        present = _speakers_of(row)
         return self._draw_other_speakers(len(row["interferers"]), present, rng)
+
+    def draw_absent(self, row, rng):
+        """Draws an utterance of somebody who is not in the row.
+
+        Arguments
+        ---------
+        row : dict
+            A row of the manifest.
+        rng : np.random.Generator
+            See `item_rng`.
+
+        Returns
+        -------
+        source : dict or None
+            {path, speaker, utterance, length}; None if all speakers are in it.
+        """
+        present = _speakers_of(row)
+        if self.utterances.keys() <= present:
+            return None
+        return self._draw_other_speakers(1, present, rng)[0]
 
     def _draw_other_utterance(self, source, rng):
         utterances = self.utterances[source["speaker"]]
@@ -173,6 +193,10 @@ class SourcePool:
                 drawn.append(source)
                 present.add(source["speaker"])
         return drawn
+
+
+def _speakers_of(row):
+    return {source["speaker"] for source in (row["target"], *row["interferers"])}
 
 
 def check_pool(rows, peers="off", peer_interferer="any"):
