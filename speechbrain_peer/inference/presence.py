@@ -5,6 +5,7 @@ of the mixture tells.
 """
 
 import numpy as np
+from torch.nn import functional as F
 
 PRESENT_DB = -20.0
 """Of the mixture: an output that is louder is taken for speech of the talker.
@@ -19,14 +20,14 @@ def tell_presence(estimates, mixtures):
 
     Arguments
     ---------
-    estimates : np.ndarray
+    estimates : np.ndarray or torch.Tensor
         Energy in every second, of any shape.
-    mixtures : np.ndarray
+    mixtures : np.ndarray or torch.Tensor
         The same of the mixtures.
 
     Returns
     -------
-    np.ndarray
+    np.ndarray or torch.Tensor
         bool, True where the estimate is louder than `PRESENT_DB` of the mixture; in
         silence nobody is present.
 
@@ -36,6 +37,32 @@ def tell_presence(estimates, mixtures):
     [True, False, False]
     """
     return estimates > 10 ** (PRESENT_DB / 10) * mixtures
+
+
+def second_energies(waveforms, sample_rate):
+    """Energies of every second of what is whole in memory.
+
+    Arguments
+    ---------
+    waveforms : torch.Tensor
+        (..., time).
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        In double precision, (..., seconds); the last second may be shorter.
+
+    Example
+    -------
+    >>> import torch
+    >>> second_energies(torch.tensor([[1.0, 1.0, 2.0, 0.0, 3.0]]), sample_rate=2)
+    tensor([[2., 4., 9.]], dtype=torch.float64)
+    """
+    rest = -waveforms.shape[-1] % sample_rate
+    padded = F.pad(waveforms.double(), (0, rest))
+    return padded.square().unflatten(-1, (-1, sample_rate)).sum(-1)
 
 
 class Seconds:
