@@ -39,6 +39,27 @@ def tell_presence(estimates, mixtures):
     return estimates > 10 ** (PRESENT_DB / 10) * mixtures
 
 
+def present_share(presence):
+    """Share of the seconds in which the talker speaks, in any channel.
+
+    Arguments
+    ---------
+    presence : torch.Tensor
+        bool, (seconds,) or (channels, seconds).
+
+    Returns
+    -------
+    float
+
+    Example
+    -------
+    >>> import torch
+    >>> present_share(torch.tensor([[True, False], [True, False]]))
+    0.5
+    """
+    return presence.reshape(-1, presence.shape[-1]).any(0).double().mean().item()
+
+
 def second_energies(waveforms, sample_rate):
     """Energies of every second of what is whole in memory.
 
