@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+from test_docs import ROOT, blocks
 
 from speechbrain_peer.data.rooms import (
     RoomFolder,
@@ -198,3 +199,19 @@ def test_folders_without_rooms(tmp_path):
         RoomFolder(tmp_path / "absent", RATE)
     with pytest.raises(DataError, match="holds no responses; make them with"):
         RoomFolder(tmp_path, RATE)
+
+
+def test_the_example_of_the_docs(tmp_path):
+    for talker in range(4):
+        write(tmp_path / f"rooms/office/{talker}.wav", response((20, 30)))
+    write(tmp_path / "noise/rain.wav", rng().uniform(-0.1, 0.1, 4000))
+    (code,) = blocks(ROOT / "docs/how-to/noise-and-rooms.md", "python")
+    exec(code, names := {})
+    anna, bob = rng().standard_normal((2, 8000))
+    folders = tmp_path / "rooms", tmp_path / "noise"
+    mixture, target = names["scene"](anna, bob, *folders, seed=1)
+    assert mixture.shape == target.shape == (8000, 2)
+    assert np.corrcoef(target[:, 0], anna)[0, 1] > 0.5
+    np.testing.assert_array_equal(
+        names["scene"](anna, bob, *folders, seed=1)[0], mixture
+    )
