@@ -288,5 +288,5 @@ def _count_microphones(folder, names):
                 f"{folder / name}: has {n_channels} channels, others of its room "
                 f"{expected}"
             )
-    refuse_rows(folder, problems, "replace or remove them", "files")
+    refuse_rows(folder, problems, "replace or remove them", what="files")
     return min(channels.values())
