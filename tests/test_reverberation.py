@@ -105,7 +105,6 @@ def test_draws_are_of_one_room_and_of_different_places(tmp_path):
             write(tmp_path / room / f"{talker}.wav", response((20, 30)))
     write(tmp_path / "hall.wav", response((20, 30, 40, 50)))
     rooms, generator = RoomFolder(tmp_path, RATE), rng()
-    assert rooms.microphones == 2
     for n_talkers, expected in (
         (1, {"a", "b/c", "b/d", "."}),
         (2, {"a", "b/c", "b/d"}),
@@ -114,6 +113,8 @@ def test_draws_are_of_one_room_and_of_different_places(tmp_path):
     ):
         placements = [rooms.draw(n_talkers, generator) for _ in range(60)]
         assert {placement.room for placement in placements} == expected
+        for placement in placements:
+            assert rooms.n_microphones(placement) == (4 if placement.room == "." else 2)
         assert {len(set(placement.talkers)) for placement in placements} == {n_talkers}
     assert rooms.draw(3, rng(5)) == RoomFolder(tmp_path, RATE).draw(3, rng(5))
     with pytest.raises(DataError, match="responses from 7 positions, at most 6"):
@@ -132,6 +133,17 @@ def test_a_talker_keeps_its_power_at_the_first_microphone(tmp_path):
         powers = 10 * np.log10(np.square(heard).mean(axis=0) / np.square(speech).mean())
         assert powers[0] == pytest.approx(0, abs=0.2)
         assert powers[1] - powers[0] == pytest.approx(-20, abs=1)
+
+
+def test_microphones_can_be_chosen(tmp_path):
+    write(tmp_path / "room/0.wav", response((20, 5, 60)) * np.array([1, 2, 4]))
+    rooms = RoomFolder(tmp_path, RATE)
+    placement = rooms.draw(1, rng())
+    (every,) = rooms.responses(placement)
+    (chosen,) = rooms.responses(placement, microphones=(2, 0))
+    energy = np.square(every[:, 2]).sum()
+    np.testing.assert_allclose(chosen, every[:, [2, 0]] / np.sqrt(energy), rtol=1e-5)
+    assert np.square(chosen[:, 0]).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
@@ -186,7 +198,7 @@ def test_what_breaks_later_is_named(tmp_path):
     cut.unlink()
     for room, reason in (
         ("nan", "NaN"),
-        ("silent", "silent at the first"),
+        ("silent", "silent at a microphone"),
         ("cut", "no such"),
     ):
         with pytest.raises(AudioError, match=reason) as caught:
