@@ -162,7 +162,7 @@ def read_audio(path, start=0, frames=-1, sample_rate=None):
     (1000,)
     """
     with _opened(path, sample_rate) as file:
-        return _read_segment(path, file, start, frames)
+        return _read_segment(path, file, start, frames)[:, 0]
 
 
 def read_channels(path, start=0, frames=-1):
@@ -191,8 +191,7 @@ def read_channels(path, start=0, frames=-1):
     """
     with open_audio(path) as file:
         _check_length(path, file)
-        samples = _read_segment(path, file, start, frames)
-        return samples.reshape(len(samples), -1), file.samplerate
+        return _read_segment(path, file, start, frames), file.samplerate
 
 
 class Header(NamedTuple):
@@ -305,12 +304,8 @@ def read_at_rate(path, start, frames, sample_rate, speed=100):
                 f"{path}: has {audio.frames} samples, but {start + frames} are needed; "
                 "it has changed since the data was prepared: prepare it again"
             )
-        audio.seek(start)
-        samples, rate = _read(audio, frames), audio.samplerate
-    if len(samples) < frames:
-        raise AudioError(f"{path}: is cut short; get or make this file again")
-    check_samples(path, samples, start, rate)
-    mono = mix_down(samples.reshape(frames, -1))
+        samples, rate = _read_segment(path, audio, start, frames), audio.samplerate
+    mono = mix_down(samples)
     source_rate = rate * speed / 100
     if source_rate == sample_rate:
         return mono
@@ -389,7 +384,7 @@ def _sound_file(file):
 
 
 def _read_segment(path, file, start, frames):
-    """Reads a segment of an open file, with checks."""
+    """Reads (time, channels) of an open file, with checks."""
     if start >= file.frames:
         raise AudioError(
             f"{path}: has {file.frames} samples, but sample {start} was asked for; "
@@ -408,8 +403,11 @@ def _read_segment(path, file, start, frames):
 
 def _read(file, frames):
     """Reads so many samples, or as many as there are: a header may promise more."""
-    blocks = [file.read(0, dtype="float32")]  # of the right shape
-    while frames and len(block := file.read(min(frames, BLOCK), dtype="float32")):
+    blocks = [np.zeros((0, file.channels), "float32")]
+    most = BLOCK // file.channels
+    while frames and len(
+        block := file.read(min(frames, most), dtype="float32", always_2d=True)
+    ):
         blocks.append(block)
         frames -= len(block)
     return np.concatenate(blocks)
