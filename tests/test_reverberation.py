@@ -176,11 +176,13 @@ def test_what_cannot_be_used_is_listed_at_once(tmp_path):
     write(tmp_path / "office/mono.wav", response((20,)))
     write(tmp_path / "hall/no samples.wav", np.zeros((0, 2)))
     (tmp_path / "hall/text.flac").write_text("no audio")
-    with pytest.raises(DataError, match="3 files cannot be used; replace") as caught:
+    write(tmp_path / "hall/song.wav", np.zeros((11 * RATE, 2)))
+    with pytest.raises(DataError, match="4 files cannot be used; replace") as caught:
         RoomFolder(tmp_path, RATE)
     for part in (
         "hall/no samples.wav: has no samples",
         "hall/text.flac: cannot be read as audio",
+        "hall/song.wav: lasts 11.0 s, but responses at most 10 s",
         "office/mono.wav: has 1 channels, others of its room 2",
     ):
         assert f"\n  {tmp_path / part}" in str(caught.value)
@@ -211,6 +213,10 @@ def test_folders_without_rooms(tmp_path):
         RoomFolder(tmp_path / "absent", RATE)
     with pytest.raises(DataError, match="holds no responses; make them with"):
         RoomFolder(tmp_path, RATE)
+    for text in ("", "[]", "{}", "1"):
+        (tmp_path / "rooms.json").write_text(text)
+        with pytest.raises(DataError, match=r"rooms.json: is not what `tse rooms`"):
+            RoomFolder(tmp_path, RATE)
 
 
 def test_the_example_of_the_docs(tmp_path):

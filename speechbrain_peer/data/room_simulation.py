@@ -143,7 +143,13 @@ def check_finished(folder):
     record = Path(folder, RECORD)
     if not record.exists():
         return
-    n_rooms = json.loads(record.read_text(encoding="utf-8"))["n_rooms"]
+    try:
+        n_rooms = json.loads(record.read_text(encoding="utf-8"))["n_rooms"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{record}: is not what `tse rooms` writes; simulate the rooms again, or "
+            "delete it where they are measured ones"
+        ) from error
     done = len(list(Path(folder).glob(f"*/{DESCRIPTION}")))
     if done != n_rooms:
         raise DataError(

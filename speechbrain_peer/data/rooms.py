@@ -26,6 +26,10 @@ DIRECT = 0.0015
 """Seconds that the direct sound lasts; its filter's ripple, but no reflection."""
 
 
+LONGEST = 10
+"""Seconds of a response; what is longer is music, say, and no response."""
+
+
 class Placement(NamedTuple):
     """Talkers that have been drawn into a room."""
 
@@ -52,8 +56,8 @@ class RoomFolder:
     Raises
     ------
     DataError
-        If there are none, files cannot be read, or those of a room differ in their
-        number of channels; lists the files.
+        If there are none, files cannot be read or are longer than `LONGEST`, or those
+        of a room differ in their number of channels; lists the files.
 
     Example
     -------
@@ -78,7 +82,7 @@ class RoomFolder:
         names = find_sounds(self.folder)
         if not names:
             raise DataError(f"{folder}: holds no responses; make them with `tse rooms`")
-        self._channels = _read_channel_counts(self.folder, names)
+        self._channels = _count_channels(self.folder, names)
         rooms = {}
         for name in names:
             room, file = PurePosixPath(name).parent.as_posix(), name.split("/")[-1]
@@ -283,13 +287,13 @@ def direct_taps(response):
     return np.where(higher, following, first)
 
 
-def _read_channel_counts(folder, names):
+def _count_channels(folder, names):
     """How many channels each file has; those of a room have as many."""
     counts, of_room, problems = {}, {}, []
     for name in tqdm(names, desc="Checking rooms", unit="file", delay=2):
         room = PurePosixPath(name).parent
         try:
-            counts[name] = read_header(folder / name).channels
+            length, sample_rate, counts[name] = read_header(folder / name)
         except AudioError as error:
             problems.append(str(error))
             continue
@@ -298,6 +302,11 @@ def _read_channel_counts(folder, names):
             problems.append(
                 f"{folder / name}: has {counts[name]} channels, others of its room "
                 f"{expected}"
+            )
+        elif length > LONGEST * sample_rate:
+            problems.append(
+                f"{folder / name}: lasts {length / sample_rate:.1f} s, but responses "
+                f"at most {LONGEST} s"
             )
     refuse_rows(folder, problems, "replace or remove them", what="files")
     return counts
