@@ -131,11 +131,17 @@ class Renderer:
             [self._read(talk, scene.samples) for talk in talks]
             for talks in scene.interferers
         ]
-        if scene.place is None:
-            targets = heard = np.stack([target] * len(others), axis=-1)
-            mixtures = heard + np.stack([sum(talks) for talks in others], axis=-1)
-        else:
-            heard, targets, mixtures = self._in_room(scene.place, target, others)
+        first, *rest = self._responses(scene.place, 1 + sum(map(len, others)))
+        wanted = None if first is None else self.cut(first, self.sample_rate)
+        # Peers have interferers of their own, or are the microphones of one scene.
+        heard, targets = (
+            np.tile(hear(target, response), len(others)) for response in (first, wanted)
+        )
+        responses = iter(rest)
+        mixtures = heard + np.concatenate(
+            [sum(hear(talk, next(responses)) for talk in talks) for talks in others],
+            axis=1,
+        )
         for branch, noise in enumerate(scene.noises):
             mixtures[:, branch] += self._noise(noise, heard[:, branch])
         peak = np.abs(mixtures).max()
@@ -145,30 +151,17 @@ class Renderer:
 
     def _enrollment(self, scene):
         speech = self._read(scene.enrollment, scene.enrollment.samples)
-        if scene.enrollment_place is not None:
-            placement, microphones = scene.enrollment_place
-            (response,) = self.rooms.responses(placement)
-            speech = reverberate(speech, response)[:, microphones[0]]
+        (response,) = self._responses(scene.enrollment_place, 1)
+        speech = hear(speech, response)[:, 0]
         if scene.enrollment_noise is not None:
             speech = speech + self._noise(scene.enrollment_noise, speech)
         return np.ascontiguousarray(speech)
 
-    def _in_room(self, place, target, others):
-        """Target as heard, target as wanted, and mixtures, without noise."""
-        microphones = list(place.microphones)
-        first, *rest = self.rooms.responses(place.placement)
-        cut = self.cut(first, self.sample_rate)
-        heard = reverberate(target, first)[:, microphones]
-        targets = reverberate(target, cut)[:, microphones]
-        mixtures = heard.copy()
-        responses = iter(rest)
-        for branch, talks in enumerate(others):
-            # Peers that are microphones have the same interferers, given once.
-            here = slice(None) if len(others) == 1 else slice(branch, branch + 1)
-            for speech in talks:
-                sound = reverberate(speech, next(responses))
-                mixtures[:, here] += sound[:, microphones[here]]
-        return heard, targets, mixtures
+    def _responses(self, place, n_talkers):
+        """That of each talker; None where there is no room."""
+        if place is None:
+            return [None] * n_talkers
+        return self.rooms.responses(place.placement, place.microphones)
 
     def _read(self, talk, samples):
         """A talk, where it is in a signal of so many samples."""
@@ -182,3 +175,8 @@ class Renderer:
 
     def _noise(self, noise, speech):
         return at_snr(self.noise.read(noise.cut), speech, noise.snr)
+
+
+def hear(speech, response):
+    """A talker at microphones (time, microphones); without a room there is one."""
+    return speech[:, None] if response is None else reverberate(speech, response)

@@ -39,7 +39,7 @@ class Place(NamedTuple):
     """A position for each talker, in the order of the target and then all branches'
     interferers."""
     microphones: tuple
-    """One for each branch."""
+    """One for each branch, or one for all."""
 
 
 class Noise(NamedTuple):
@@ -242,12 +242,6 @@ class SceneDrawer:
                 "peers: microphones needs rooms: simulate them (tse rooms -o ROOMS) "
                 "and give rooms_folder in mixing"
             )
-        if self.microphones and self.rooms.microphones < self.branches:
-            raise DataError(
-                f"{self.rooms.folder}: {self.branches} peers need as many microphones, "
-                f"but a room has {self.rooms.microphones}; lower n_peers, or simulate "
-                "rooms with more"
-            )
 
     def draw(self, rng):
         """Draws a scene.
@@ -328,12 +322,16 @@ class SceneDrawer:
         if not everywhere:
             return None
         placement = self.rooms.draw(n_talkers, rng)
-        if self.microphones:
-            drawn = rng.permutation(self.rooms.microphones)[:branches].tolist()
-        else:
-            # All peers are heard by one: they differ by their interferers.
-            drawn = [int(rng.integers(self.rooms.microphones))] * branches
-        return Place(placement, tuple(drawn))
+        microphones = rng.permutation(self.rooms.n_microphones(placement)).tolist()
+        # Other peers are all heard by one: they differ by their interferers.
+        count = branches if self.microphones else 1
+        if len(microphones) < count:
+            raise DataError(
+                f"{self.rooms.folder}: {count} peers need as many microphones, but "
+                f"{placement.room} has {len(microphones)}; lower n_peers, or simulate "
+                "rooms with more"
+            )
+        return Place(placement, tuple(microphones[:count]))
 
     def _draw_noises(self, samples, count, rng):
         if self.noise is None:
