@@ -19,8 +19,9 @@ CHOICES = {
     "sample_rate": (8000, 16000),
     "mode": ("min", "max"),
     "targets": ("first", "both"),
-    "peers": ("off", "listed", "drawn"),
+    "peers": ("off", "listed", "drawn", "microphones"),
     "peer_interferer": ("any", "same"),
+    "mixtures": ("listed", "drawn"),
 }
 
 

@@ -254,7 +254,7 @@ class PeerLearning:
         embeddings : torch.Tensor
             (batch, embedding).
         targets : torch.Tensor
-            (batch, time), the same for all peers.
+            (peers, batch, time), or (batch, time), the same for all peers.
         lens : torch.Tensor or None
             Relative lengths of mixtures and targets, (batch,).
         coin : torch.Tensor or None
@@ -284,7 +284,7 @@ class PeerLearning:
             estimates, _ = estimate(modules, branches, None, length)
             return Outputs(estimates, speaker_logits=logits)
 
-        peers = (-1, len(targets))
+        peers = (-1, targets.shape[-2])
         predicted = decoder(branches.p, length, branches.frame_mask)
         q = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
         p_star = lend(branches.p.unflatten(0, peers), q, self._exchange(epoch), coin)

@@ -66,7 +66,7 @@ class PeerLoss:
         outputs : speechbrain_peer.peer_learning.exchange.Outputs
             Waveforms (peers * batch, scales, time).
         targets : torch.Tensor
-            (batch, time).
+            (peers, batch, time), or (batch, time), the same for all peers.
         lens : torch.Tensor or None
             Relative lengths (batch,).
         speakers : torch.Tensor or None
@@ -82,7 +82,7 @@ class PeerLoss:
 
         def score(waveforms):
             """SI-SNR of the main scale, and the weighted mean loss of all scales."""
-            peers = waveforms.unflatten(0, (-1, len(targets)))
+            peers = waveforms.unflatten(0, (-1, targets.shape[-2]))
             scales = si_snr(
                 peers.movedim(2, 0), targets, lens
             )  # (scales, peers, batch)
