@@ -15,6 +15,8 @@ import pytest
 import soundfile
 from conftest import read_table
 from made_voices import pause, speak, write, write_voices
+from rows import HPARAMS
+from test_train import load_script, tiny
 
 from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.data.fixed_mixtures import count_possible, draw_mixtures
@@ -357,3 +359,36 @@ def test_the_description_is_written_last(prepared):
     folder = Path(prepared.data_root)
     description = json.loads((folder / "prepared.json").read_text())
     assert description == {"corpus": prepared.corpus, "sample_rate": 8000}
+
+
+def test_a_training_from_recordings_to_an_extraction(tmp_path, capsys):
+    voices = write_voices(tmp_path / "Our voices", n_files=2, rate=22050)
+    data = str(tmp_path / "data")
+    command = ["prepare", str(voices), "-o", data, "--n_dev=3", "--n_test=3"]
+    assert main([*command, "--n_processes=1"]) == 0
+    settings = tiny("own_data") | {
+        "prepared": data,
+        "results_folder": tmp_path / "results",
+        "mixing": "{items_per_epoch: 6}",
+    }
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    row = str(HPARAMS / "own_data.yaml")
+    brain = load_script().main([row, "--device=cpu", "--noprogressbar", *options])
+    folder = Path(brain.hparams.output_folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["items"] == 3 and np.isfinite(metrics["means"]["si_sdr"])
+    assert metrics["corpus"].startswith("Our voices: test (3 mixtures of 2 speakers")
+    assert "Our voices" in (folder / "metrics.md").read_text()
+    assert soundfile.info(folder / "extracted.wav").frames > 8000
+    capsys.readouterr()
+    mixture = str(next((tmp_path / "data/wav8k/min/test/mix_clean").iterdir()))
+    voice = str(voices / "voice 1/0.wav")
+    model = ["--model", str(folder / "model"), "-o", str(tmp_path / "only.wav")]
+    assert main(["extract", mixture, "--enrollment", voice, *model]) == 0
+    assert (tmp_path / "only.wav").is_file()
+
+
+def test_a_training_without_data_is_told_how_to_prepare_it(tmp_path):
+    arguments = [str(HPARAMS / "own_data.yaml"), f"--results_folder={tmp_path}"]
+    with pytest.raises(DataError, match="prepare it .tse prepare VOICES"):
+        load_script().main(arguments)
