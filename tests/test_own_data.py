@@ -390,5 +390,5 @@ def test_a_training_from_recordings_to_an_extraction(tmp_path, capsys):
 
 def test_a_training_without_data_is_told_how_to_prepare_it(tmp_path):
     arguments = [str(HPARAMS / "own_data.yaml"), f"--results_folder={tmp_path}"]
-    with pytest.raises(DataError, match="prepare it .tse prepare VOICES"):
+    with pytest.raises(DataError, match="and give --prepared"):
         load_script().main(arguments)
