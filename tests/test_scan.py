@@ -109,6 +109,14 @@ def test_a_broken_file_is_told_and_why(tmp_path, name):
     assert not problem.startswith(str(tmp_path))  # the report names it
 
 
+def test_a_problem_is_not_kept(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.wav", speak(2))
+    with monkeypatch.context() as patch:
+        patch.setattr("speechbrain_peer.data.scan.SILENT_DB", 0.0)
+        assert "is silent" in scan(path, tmp_path).problem
+    assert scan(path, tmp_path).problem is None
+
+
 def test_lengths_that_a_stream_could_not_know_are_no_cut(tmp_path):
     path = write(tmp_path / "a.wav", speak(2))
     content = bytearray(path.read_bytes())
