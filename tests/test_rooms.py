@@ -56,7 +56,10 @@ OF_THE_ROW = {
     *("epoch_counter", "modules", "recoverables"),
 }
 BACKBONE = re.compile(r"# Model.*?(?=\n# The method)", re.DOTALL)
-MADE_CORPUS = {"corpus_folder", "prepared_folder", "corpus", "prepare"}
+OTHER_DATA = {
+    "demo": {"corpus_folder", "prepared_folder", "corpus", "prepare"},
+    "own_data": {"prepared", "train_subset", "prepare"},
+}
 
 
 def entries(path):
@@ -70,7 +73,7 @@ def entries(path):
 def test_common_entries_are_the_same_text():
     texts = {}
     for path in sorted(HPARAMS.glob("*.yaml")):
-        own = OF_THE_ROW | (MADE_CORPUS if path.stem == "demo" else set())
+        own = OF_THE_ROW | OTHER_DATA.get(path.stem, set())
         for key, text in entries(path).items():
             # A comment after an entry speaks of the next one.
             text = re.split(r"\n#", text)[0].rstrip()

@@ -77,6 +77,7 @@ SIZES = {
 # Of the full-size models, with the classifier of SpEx+'s 251 training speakers.
 PARAMETERS = {
     "demo": 560_870,
+    "own_data": 2_472_876,
     "sdpccn": 6_849_072,
     "sepformer_pl": 27_359_890,
     "small_8k": 1_282_636,

@@ -118,7 +118,9 @@ def scan_files(files, folder, detector="energy", n_processes=None):
     with keep_results(shards) as keep:
         for key, result in zip(todo, progress, strict=True):
             results[key] = result
-            keep(key, result._asdict())
+            # What is wrong may be mended elsewhere, such as by installing ffmpeg.
+            if not result.problem:
+                keep(key, result._asdict())
     return [results[key] for key in keys]
 
 

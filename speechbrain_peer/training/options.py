@@ -95,6 +95,7 @@ OPTIONS = {
     "save_folder": TEXT,
     "export_folder": TEXT,
     "prepared_folder": TEXT,
+    "prepared": TEXT_OR_NULL,
     "corpus_folder": TEXT,
     "data_folder": TEXT_OR_NULL,
     "librispeech_folder": TEXT_OR_NULL,

@@ -21,7 +21,9 @@ DECODED = frozenset(
 """Suffixes of files that ffmpeg decodes."""
 
 # None of these reads other files or the network, as playlists would.
-DEMUXERS = "aac,ac3,amr,asf,avi,flv,matroska,mov,mpegts"
+DEMUXERS = (
+    "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpegts,ogg,w64,wav"
+)
 
 MOST_PIPED = 1 << 32
 """Bytes: a WAV header counts no further."""

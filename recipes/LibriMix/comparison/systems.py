@@ -21,6 +21,7 @@ _IGNORED = {
     "seed",
     "experiment",
     "corpus",
+    "prepared",
     "librimix_metadata",
     "enrollment_maps",
     "n_steps",
