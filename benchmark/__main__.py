@@ -1,10 +1,8 @@
 """The command: measures, prints tables, and writes them where `--output` says."""
 
 import argparse
-import platform
 import re
 import sys
-from pathlib import Path
 
 import torch
 
@@ -15,6 +13,7 @@ from benchmark.report import headline, write_report
 from benchmark.separators import compare_separators
 from benchmark.sizes import FULL, QUICK
 from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.runtime import processor_text
 
 
 def parse_arguments(arguments=None):
@@ -47,12 +46,9 @@ def describe(device, threads, repeats):
 
 def _processor():
     """The CPU's name, as far as the system tells."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
+    text = processor_text()
     name = re.search(r"model name\s*: (.+)", text)
-    return name[1] if name else platform.processor() or platform.machine()
+    return name[1] if name else text.partition("\n")[0]
 
 
 def measure_all(options, sizes):

@@ -2,6 +2,8 @@
 
 import ctypes
 import ctypes.util
+import platform
+from pathlib import Path
 
 import torch
 
@@ -22,6 +24,14 @@ def keep_freed_memory():
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_THRESHOLD, _KEEP)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP)
+
+
+def processor_text():
+    """What the system tells of the processor: on Linux a lot, elsewhere its name."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
 
 
 def check_device(device):
@@ -71,7 +81,7 @@ def computes_bf16(device):
     bool
         True also where it is not known.
     """
-    if not device.startswith("cpu"):
+    if not device.startswith("cpu") or not hasattr(torch.cpu, "get_capabilities"):
         return True
     capabilities = torch.cpu.get_capabilities()
     if capabilities.get("architecture") != "x86_64":
