@@ -47,8 +47,12 @@ def linear(x, weight, bias=None):
     >>> linear(torch.ones(2, 3, 4), torch.ones(5, 4)).shape
     torch.Size([2, 3, 5])
     """
-    if not _by_convolution(x, weight):
-        return F.linear(x, weight, bias)
+    product = linear_by_convolution if _by_convolution(x, weight) else F.linear
+    return product(x, weight, bias)
+
+
+def linear_by_convolution(x, weight, bias=None):
+    """`linear` by way of oneDNN."""
     y = F.conv2d(_as_image(x), weight[:, :, None, None], bias)
     return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
 
@@ -73,8 +77,13 @@ def weight_grad(grad, x):
     >>> weight_grad(torch.ones(2, 3, 5), torch.ones(2, 3, 4)).unique()
     tensor([6.])
     """
-    if not _by_convolution(x, grad):
-        return grad.flatten(0, -2).T @ x.flatten(0, -2)
+    if _by_convolution(x, grad):
+        return weight_grad_by_convolution(grad, x)
+    return grad.flatten(0, -2).T @ x.flatten(0, -2)
+
+
+def weight_grad_by_convolution(grad, x):
+    """`weight_grad` by way of oneDNN."""
     shape = (grad.shape[-1], x.shape[-1], 1, 1)
     images = _as_image(x), _as_image(grad)
     return nn.grad.conv2d_weight(images[0], shape, images[1])[..., 0, 0]
