@@ -92,7 +92,8 @@ def test_activations_are_not_copied(images):
         assert output.data_ptr() == y.data_ptr() and y.is_contiguous()
         for tensor in (image, output):
             assert tensor.is_contiguous(memory_format=torch.channels_last)
-            assert tensor.stride()[1:] == (1, tensor.shape[1], tensor.shape[1])
+            channels, _, n_rows = tensor.shape[1:]
+            assert tensor.stride()[1:] == (1, channels * n_rows, channels)
 
 
 @pytest.mark.usefixtures("by_convolution")
@@ -128,6 +129,16 @@ def test_compilers_and_exporters_see_a_product():
         targets = [str(node.target) for node in graph.graph.nodes]
         assert any("linear" in target for target in targets)
         assert not any("conv" in target for target in targets)
+
+
+@pytest.mark.usefixtures("by_convolution")
+def test_gradients_of_gradients():
+    x = noise(70, CHANNELS).double().requires_grad_()
+    weight = noise(OUTPUTS, CHANNELS).double().requires_grad_()
+    inputs = (x, weight, noise(OUTPUTS).double().requires_grad_())
+    product = products.linear_by_convolution
+    assert torch.autograd.gradcheck(product, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(product, inputs, fast_mode=True)
 
 
 def test_a_layer_is_nn_linear():

@@ -21,6 +21,8 @@ from speechbrain_peer.utils import runtime
 
 LEAST_ROWS = 64
 """Below, calling a convolution takes longer than it saves."""
+ROWS = 16
+"""For weights' gradients, oneDNN shares out multiples of these rows among threads."""
 
 
 def linear(x, weight, bias=None):
@@ -53,8 +55,27 @@ def linear(x, weight, bias=None):
 
 def linear_by_convolution(x, weight, bias=None):
     """`linear` by way of oneDNN."""
-    y = F.conv2d(_as_image(x), weight[:, :, None, None], bias)
-    return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+    return _Convolution.apply(x, weight, bias)
+
+
+class _Convolution(torch.autograd.Function):
+    """Its own gradient would leave threads idle, see `ROWS`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        y = F.conv2d(_as_image(x), weight[:, :, None, None], bias)
+        return y.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            linear_by_convolution(grad, weight.T) if of_x else None,
+            weight_grad_by_convolution(grad, x) if of_weight else None,
+            grad.flatten(0, -2).sum(0) if of_bias else None,
+        )
 
 
 def weight_grad(grad, x):
@@ -84,9 +105,12 @@ def weight_grad(grad, x):
 
 def weight_grad_by_convolution(grad, x):
     """`weight_grad` by way of oneDNN."""
+    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
     shape = (grad.shape[-1], x.shape[-1], 1, 1)
-    images = _as_image(x), _as_image(grad)
-    return nn.grad.conv2d_weight(images[0], shape, images[1])[..., 0, 0]
+    shared = len(x) - len(x) % ROWS
+    images = _as_image(x[:shared]), _as_image(grad[:shared])
+    most = nn.grad.conv2d_weight(images[0], shape, images[1])[..., 0, 0]
+    return most.addmm(grad[shared:].T, x[shared:])
 
 
 class Linear(nn.Linear):
@@ -104,8 +128,8 @@ class Linear(nn.Linear):
 
 
 def _as_image(x):
-    """A view with the rows for height: (1, channels, rows, 1), channels last."""
-    return x.contiguous().view(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+    """A view with the rows for width: (1, channels, 1, rows), channels last."""
+    return x.contiguous().view(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
 
 
 def _by_convolution(*operands):
