@@ -10,7 +10,8 @@ import torch
 from speechbrain_peer.utils.files import DataError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEEP = 2**31 - 1  # bytes, the most an int holds
+_NEVER = -1
+_MOST = 2**31 - 1  # bytes, all that an int holds
 
 
 def keep_freed_memory():
@@ -18,12 +19,14 @@ def keep_freed_memory():
 
     A training step allocates and frees the same large tensors as the one before. By
     default the kernel takes them back and zeroes them anew each time, which takes
-    half of the CPU time. Other C libraries have no such call and are left alone.
+    half of the CPU time. Blocks of up to 2 GiB are kept, however many are free at once:
+    a recording of ten minutes, extracted from in one piece, frees more than that
+    between two layers. Other C libraries have no such call and are left alone.
     """
     libc = ctypes.CDLL(ctypes.util.find_library("c") or None)
     if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MOST)
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def processor_text():
