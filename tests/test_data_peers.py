@@ -31,7 +31,8 @@ def draws(rows, seed, epoch):
         rng = item_rng(seed, epoch, item_id)
         drawn[item_id] = [pool.draw_enrollment(row, rng)["path"]]
         for kind in ("any", "same"):
-            drawn[item_id] += [s["path"] for s in pool.draw_interferers(row, rng, kind)]
+            peers = pool.draw_peers(row, rng, 3, kind)
+            drawn[item_id] += [source["path"] for peer in peers for source in peer]
     return drawn
 
 
@@ -76,10 +77,11 @@ def test_interferers_keep_to_the_rule(tmp_path, n_sources):
     for item_id, row in rows.items():
         listed = [source["speaker"] for source in row["interferers"]]
         rng = item_rng(1, 1, item_id)
-        drawn = [s["speaker"] for s in pool.draw_interferers(row, rng, "any")]
+        (drawn,) = pool.draw_peers(row, rng)
+        drawn = [source["speaker"] for source in drawn]
         assert len(drawn) == n_sources - 1
         assert len({row["target"]["speaker"], *listed, *drawn}) == 2 * n_sources - 1
-        same = pool.draw_interferers(row, rng, "same")
+        (same,) = pool.draw_peers(row, rng, peer_interferer="same")
         assert [source["speaker"] for source in same] == listed
         for source, old in zip(same, row["interferers"], strict=True):
             assert source["utterance"] != old["utterance"]
@@ -94,7 +96,9 @@ def test_listed_peers_are_drawn_once_with_the_seed(prepared):
     sources = SourcePool(
         read_manifest(prepared.manifests["train-100"], prepared.data_root)
     ).sources
-    assert all(source in sources for peer in resolved.values() for source in peer)
+    assert all(
+        x in sources for peers in resolved.values() for peer in peers for x in peer
+    )
 
 
 def without_other_utterances(rows, speaker):

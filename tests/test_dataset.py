@@ -18,18 +18,32 @@ from speechbrain_peer.data.manifests import (
     read_manifest,
     write_manifest,
 )
+from speechbrain_peer.data.peers import check_pool
 from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.utils.audio import AudioError
+from speechbrain_peer.utils.files import DataError
 
 RATE = 8000
 CHUNK = int(RATE * CHUNK_SECONDS)
-SIGNALS = ("mixture_sig", "target_sig", "enrollment_sig", "peer_sig")
+BATCH_SIGNALS = ("mixture_sig", "target_sig", "enrollment_sig")
+SIGNALS = (*BATCH_SIGNALS, "peer_sig")
 
 
 def epoch_items(dataset, items, epoch):
-    """All items of an epoch by ID."""
+    """All items of an epoch by ID, with the mixture of each branch by a name."""
     items.set_epoch(epoch)
-    return {item["id"]: item for item in dataset}
+    return {item["id"]: by_branch(item) for item in dataset}
+
+
+def by_branch(item):
+    mixtures, targets = item["mixture_sig"].T, item["target_sig"].T
+    assert mixtures.shape == targets.shape
+    assert all(torch.equal(target, targets[0]) for target in targets)
+    item |= {"mixture_sig": mixtures[0], "target_sig": targets[0]}
+    if len(mixtures) > 1:
+        return item | {"peer_sig": mixtures[1]}
+    assert item.pop("coin") == 0
+    return item
 
 
 def batches(dataset, items, epoch, **options):
@@ -52,7 +66,7 @@ def same_batches(ones, others):
         and torch.equal(one.coin, other.coin)
         and all(map(torch.equal, getattr(one, key), getattr(other, key)))
         for one, other in zip(ones, others, strict=True)
-        for key in SIGNALS
+        for key in BATCH_SIGNALS
     )
 
 
@@ -138,7 +152,8 @@ def test_listed_peers_stay_while_chunks_move(make_set, prepared):
     for epoch in (first, second):
         for item_id, item in epoch.items():
             rest = item["peer_sig"] - item["target_sig"]
-            assert holders(rest, listed[item_id]) == listed[item_id]
+            (interferers,) = listed[item_id]
+            assert holders(rest, interferers) == interferers
     assert any(
         not torch.equal(first[item_id]["peer_sig"], second[item_id]["peer_sig"])
         for item_id in first
@@ -151,7 +166,7 @@ def test_listed_peers_line_up_with_the_target(make_set, prepared):
     listed = read_listed_peers(prepared.peers, prepared.data_root)
     lined_up = 0
     for item_id, item in epoch_items(dataset, items, epoch=1).items():
-        (source,) = listed[item_id]
+        ((source,),) = listed[item_id]
         rest = np.trim_zeros(np.asarray(item["peer_sig"] - item["target_sig"]), "b")
         start = place(item["target_sig"], dataset.data[item_id]["target"])
         end = source["length"] - len(item["target_sig"])
@@ -222,12 +237,13 @@ def test_what_is_short_stays_short_and_the_batch_knows(make_set):
         min(lengths.values()) < CHUNK < max(r["length"] for r in dataset.data.values())
     )
     for batch in batches(dataset, items, epoch=1):
-        for key in ("mixture_sig", "target_sig", "peer_sig"):
+        for key in ("mixture_sig", "target_sig"):
             signals, lens = getattr(batch, key)
+            assert signals.shape[-1] == 2
             samples = torch.round(lens * signals.shape[1]).int().tolist()
             assert samples == [lengths[item_id] for item_id in batch.id]
             for signal, length in zip(signals, samples, strict=True):
-                assert signal[:length].any() and not signal[length:].any()
+                assert signal[:length].any(0).all() and not signal[length:].any()
         assert batch.enrollment_sig.data.shape[1] <= CHUNK
 
 
@@ -251,12 +267,46 @@ def test_without_peers_no_peer_is_read(make_set, prepared, tmp_path):
             source["path"] += " is gone.wav"
     write_manifest(tmp_path / "train.json", rows)
     single = epoch_items(*make_set(tmp_path / "train.json", peers="off"), 1)
-    keys = {"id", "mixture_sig", "target_sig", "enrollment_sig", "speaker"}
-    assert all(item.keys() == keys for item in single.values()) and len(single) == 3
+    assert len(single) == 3
     with pytest.raises(AudioError, match=r"is gone\.wav: no such file"):
         epoch_items(
             *make_set(tmp_path / "train.json", peers="drawn", peer_interferer="same"), 1
         )
+
+
+@pytest.mark.parametrize("peers", ["listed", "drawn"])
+def test_more_than_two_peers_have_one_target_and_all_other_interferers(
+    corpus, tmp_path, peers
+):
+    corpus = write_corpus(tmp_path, n_speakers=5, parts=["train-clean-100"])
+    prepared = prepare_librimix(
+        tmp_path / "out",
+        **corpus._asdict(),
+        subsets=["train-100"],
+        peers=peers,
+        n_peers=4,
+    )
+    dataset, _ = training_set(
+        prepared.manifests["train-100"],
+        prepared.data_root,
+        CHUNK_SECONDS,
+        RATE,
+        seed=1,
+        peers=peers,
+        n_peers=4,
+        listed_peers=prepared.peers,
+    )
+    sources, coins = all_sources(dataset.data), set()
+    for item in dataset:
+        row = dataset.data[item["id"]]
+        speakers = {x["speaker"] for x in (row["target"], *row["interferers"])}
+        for rest in (item["mixture_sig"] - item["target_sig"]).T[1:]:
+            speakers |= {source["speaker"] for source in holders(rest, sources)}
+        assert len(speakers) == 5
+        coins.add(item["coin"])
+    assert coins == {0, 1, 2, 3}
+    with pytest.raises(DataError, match="5 peers need 6 speakers, the data has 5"):
+        check_pool(dataset.data, peers, n_peers=5)
 
 
 def test_evaluation_items_are_whole_with_fixed_enrollments(prepared):
@@ -303,19 +353,16 @@ def test_sources_know_where_their_padding_begins(padded):
     assert all(item["enrollment_sig"][-1] != 0 for item in items)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"peers": "listed"}, {"peers": "drawn"}, {"peers": "drawn", "mixtures": "drawn"}],
-)
-def test_no_chunk_is_cut_from_padding(padded, options):
+@pytest.mark.parametrize("peers", ["listed", "drawn"])
+def test_no_chunk_is_cut_from_padding(padded, peers):
     dataset, items = training_set(
         padded.manifests["train-100"],
         padded.data_root,
         CHUNK_SECONDS,
         RATE,
         seed=1,
+        peers=peers,
         listed_peers=padded.peers,
-        **options,
     )
     for epoch in (1, 2, 3):
         for item in epoch_items(dataset, items, epoch).values():

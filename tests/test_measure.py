@@ -1,4 +1,4 @@
-"""What is trained for, of those who are there and of the absent, with a level or not."""
+"""What is trained for, of the present and of the absent, with a level or without."""
 
 import math
 

@@ -39,10 +39,9 @@ def read(*arguments, yaml=ROW):
         (["--n_steps=-5"], "n_steps must be a whole number .* or null, not -5"),
         (["--n_scoring_processes=-1"], "n_scoring_processes must be .*least 0"),
         (["--seed=-1"], "seed must be"),
-        (["--speeds=[]"], "speeds must be a list, each a whole number of at least 1"),
-        (["--speeds=[90, 0]"], "speeds must be a list"),
-        (["--speeds", "[90"], r"--speeds \[90: is not a value as YAML has them"),
-        (["--peers=some"], "peers must be one of off, listed, drawn, not some"),
+        (["--mixing", "[90"], r"--mixing \[90: is not a value as YAML has them"),
+        (["--peers=some"], "peers must be one of off, listed, drawn, .*, not some"),
+        (["--n_peers=1"], "n_peers must be a whole number of at least 2, not 1"),
         (["--precision=int8"], "argument --precision: invalid choice: 'int8'"),
         (["--precision=fp16"], "precision fp16 is for GPUs"),
         (["--eval_precision=fp16"], "precision fp16 is for GPUs"),
@@ -72,7 +71,14 @@ def test_right_options_are_taken():
     corpus = "LibriSpeech: own mixtures = 16 kHz # (all)"
     found = read(
         *("--corpus", corpus, "--lr", "1e-4", "--n_steps=null", "--peers=off"),
-        *("--exchange", "none", "--speeds", "[90,", "110]", "--experiment=007"),
+        *(
+            "--exchange",
+            "none",
+            "--mixing",
+            "{speeds:",
+            "[90, 110]}",
+            "--experiment=007",
+        ),
         *("--optimizer", "{betas: [0.5, 0.9]}", "--data_folder=/data/a b"),
         *("--export_folder", "!ref <output_folder>/exported", "--precision=bf16"),
         *("--debug", "--ckpt_interval_steps=5", "--ckpt_interval_minutes=0"),
@@ -82,7 +88,7 @@ def test_right_options_are_taken():
     assert settings["lr"] == 1e-4
     assert settings["n_steps"] is None
     assert (settings["peers"], settings["exchange"]) == ("off", "none")
-    assert settings["speeds"] == [90, 110]
+    assert settings["mixing"] == {"speeds": [90, 110]}
     assert settings["output_folder"] == "results/007/1234"
     assert settings["export_folder"] == "results/007/1234/exported"
     assert settings["data_folder"] == "/data/a b"

@@ -50,7 +50,7 @@ def test_imports_go_down(room):
 
 # What makes one row another: its name, data, training, backbone and loss.
 OF_THE_ROW = {
-    *("experiment", "mixtures", "speeds", "peers", "exchange", "peer_learning", "loss"),
+    *("experiment", "mixtures", "mixing", "peers", "exchange", "peer_learning", "loss"),
     *("n_epochs", "batch_size", "valid_batch_size", "chunk_seconds", "lr", "precision"),
     *("num_workers", "n_scoring_processes", "n_examples", "lr_scheduler"),
     *("epoch_counter", "modules", "recoverables"),

@@ -200,7 +200,10 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("sdpccn", {}),
         ("sdpccn", {"peers": "drawn", "exchange": "better"}),
         ("small_8k", {}),
-        ("small_8k", {"speeds": [90, 110], "peers": "drawn"}),
+        (
+            "small_8k",
+            {"mixing": "{speeds: [90, 110]}", "peers": "drawn", "n_peers": 3},
+        ),
     ],
 )
 def test_every_setting_trains(run, row, overrides):

@@ -19,7 +19,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.data.dataset import evaluation_set, training_set
+from speechbrain_peer.data.dataset import drawn_set, evaluation_set, training_set
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.reports import save_examples, write_scores
 from speechbrain_peer.evaluation.scoring import ScoringPool
@@ -47,14 +47,12 @@ class PeerBrain(SafeBrain):
         if stage != sb.Stage.TRAIN:
             return extract(self.modules, mixtures, embeddings, lens)
 
-        coin = None
-        if self.hparams.peers != "off":
-            # Two branches: the same targets, other interferers, one stacked batch.
-            mixtures = torch.cat((mixtures, batch.peer_sig.data))
-            coin = torch.as_tensor(batch.coin).to(self.device)
-        # W, e and p of each branch; the better branch lends its p to the other (what
+        # One or more branches, peers with the same target, as one stacked batch.
+        mixtures = mixtures.movedim(-1, 0).flatten(0, 1)
+        targets = batch.target_sig.data.movedim(-1, 0)
+        coin = torch.as_tensor(batch.coin).to(self.device)
+        # W, e and p of each branch; the better branch lends its p to the others (what
         # is lent is `exchange`); r, mask and estimate of each branch.
-        targets = batch.target_sig.data
         epoch = self.hparams.epoch_counter.current
         return self.hparams.peer_learning(
             self.modules, mixtures, embeddings, targets, lens, coin, epoch
@@ -64,6 +62,7 @@ class PeerBrain(SafeBrain):
         """The negative measure; at evaluation of what is extracted."""
         targets, lens = batch.target_sig
         if stage == sb.Stage.TRAIN:
+            targets = targets.movedim(-1, 0)
             loss, self.si_snrs = self.hparams.loss(
                 predictions, targets, lens, batch.speaker
             )
@@ -186,18 +185,22 @@ class PeerBrain(SafeBrain):
 def make_datasets(hparams, prepared):
     """Makes the training, validation and test set."""
     rate = hparams["sample_rate"]
-    train, hparams["training_items"] = training_set(
+    data = (
         prepared.manifests[hparams["train_subset"]],
         prepared.data_root,
         hparams["chunk_seconds"],
         rate,
         hparams["seed"],
-        hparams["peers"],
-        hparams["peer_interferer"],
-        prepared.peers,
-        hparams["mixtures"],
-        hparams["speeds"],
     )
+    branches = {key: hparams[key] for key in ("peers", "n_peers", "peer_interferer")}
+    if hparams["mixtures"] == "drawn":
+        train, hparams["training_items"] = drawn_set(
+            *data, hparams["mixing"], **branches
+        )
+    else:
+        train, hparams["training_items"] = training_set(
+            *data, **branches, listed_peers=prepared.peers
+        )
     rank, ranks = rank_and_ranks()
     share = len(train) // ranks
     if share < hparams["batch_size"]:
@@ -207,7 +210,7 @@ def make_datasets(hparams, prepared):
             f"less than a batch: give --batch_size {share} or less"
         )
     # Only a model that learns to classify them has this key.
-    n_speakers = len(hparams["training_items"].speaker_indices)
+    n_speakers = hparams["training_items"].n_speakers
     if hparams.get("n_speakers", n_speakers) != n_speakers:
         raise DataError(
             f"{hparams['train_subset']} has {n_speakers} speakers: give "

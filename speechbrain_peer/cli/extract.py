@@ -228,7 +228,7 @@ def _find(inputs):
 
 def _audio_files(folder):
     """The recordings in a folder, relative to it; tells which files are none."""
-    from speechbrain_peer.inference.recordings import is_audio
+    from speechbrain_peer.utils.formats import is_audio
 
     names = sorted(
         Path(parent, name).relative_to(folder)
@@ -297,8 +297,8 @@ def _identity(path):
 @contextmanager
 def _readable(path):
     """What `extract_file` reads; standard input is copied to the disk first."""
-    from speechbrain_peer.inference.decoding import spool
     from speechbrain_peer.inference.recordings import Recording
+    from speechbrain_peer.utils.decoding import spool
 
     if path is not None:
         yield path

@@ -1,9 +1,10 @@
-"""Prepares data for training and testing: LibriMix, clean mixtures."""
+"""Prepares data for training and testing: own recordings, or LibriMix."""
 
-from speechbrain_peer.cli.options import folder_to_fill, whole_number
+from speechbrain_peer.cli.options import existing_file, folder_to_fill, whole_number
 from speechbrain_peer.data.layout import CHOICES
 
 EXAMPLES = [
+    "tse prepare VOICES -o DATA",
     "tse prepare --data_folder Libri2Mix -o prepared",
     "tse prepare --librispeech_folder LibriSpeech "
     "--librimix_metadata LibriMix/metadata/Libri2Mix -o prepared",
@@ -13,6 +14,13 @@ EXAMPLES = [
 def add_arguments(parser):
     """Declares the options."""
     source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "voices",
+        nargs="?",
+        metavar="VOICES",
+        help="own recordings: a folder with one for each speaker (any formats, rates "
+        "and lengths), or Kaldi's with wav.scp and utt2spk",
+    )
     source.add_argument(
         "--data_folder",
         metavar="FOLDER",
@@ -25,11 +33,6 @@ def add_arguments(parser):
     )
     add = parser.add_argument
     add(
-        "--librimix_metadata",
-        metavar="FOLDER",
-        help="to render: metadata/Libri2Mix of the LibriMix repository",
-    )
-    add(
         "-o",
         "--output",
         metavar="FOLDER",
@@ -37,35 +40,103 @@ def add_arguments(parser):
         required=True,
         help="for all that is written",
     )
-    subsets = ["train-100", "dev", "test"]
-    add("--subsets", nargs="+", default=subsets, choices=CHOICES["subsets"])
     rates = CHOICES["sample_rate"]
     add("--sample_rate", type=int, default=8000, choices=rates, help="in Hz")
+    add(
+        "--seed",
+        type=whole_number(0),
+        default=1234,
+        help="of all that is drawn (default: %(default)s)",
+    )
+    add(
+        "--n_processes",
+        type=whole_number(1),
+        help="that scan and render; all CPUs if left out",
+    )
+    _add_of_voices(parser.add_argument_group("of own recordings").add_argument)
+    _add_of_librimix(parser.add_argument_group("of LibriMix").add_argument)
+
+
+def _add_of_voices(add):
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="where files cannot be used: stop after all have been looked at, or leave "
+        "them out; DATA/report.md lists them (default: %(default)s)",
+    )
+    add(
+        "--detector",
+        choices=("energy", "silero"),
+        default="energy",
+        help="what finds speech in recordings (default: %(default)s)",
+    )
+    for subset in ("dev", "test"):
+        add(
+            f"--{subset}_speakers",
+            type=existing_file,
+            metavar="FILE",
+            help=f"the speakers of {subset}, one a line; drawn if left out",
+        )
+    for subset in ("dev", "test"):
+        add(
+            f"--n_{subset}",
+            type=whole_number(2),
+            metavar="N",
+            help=f"{subset} mixtures",
+        )
+
+
+def _add_of_librimix(add):
+    add(
+        "--librimix_metadata",
+        metavar="FOLDER",
+        help="to render: metadata/Libri2Mix of the LibriMix repository",
+    )
+    subsets = ["train-100", "dev", "test"]
+    add("--subsets", nargs="+", default=subsets, choices=CHOICES["subsets"])
     add("--mode", default="min", choices=CHOICES["mode"], help="length of a mixture")
     add("--targets", default="first", choices=CHOICES["targets"])
     add("--peers", default="off", choices=CHOICES["peers"])
     interferers = CHOICES["peer_interferer"]
     add("--peer_interferer", default="any", choices=interferers)
     add("--enrollment_maps", help="folder of enrollment maps; drawn if left out")
-    add(
-        "--seed",
-        type=whole_number(0),
-        default=1234,
-        help="of drawn maps and peers (default: %(default)s)",
-    )
-    add(
-        "--n_processes",
-        type=whole_number(1),
-        help="that render; all CPUs if left out",
-    )
 
 
 def run(options):
     """Prepares, and prints the path of every manifest."""
-    # Processes that render import the command's main module, but not SpeechBrain.
+    prepared = (
+        _prepare_voices(options) if options.voices else _prepare_librimix(options)
+    )
+    for manifest in prepared.manifests.values():
+        print(manifest)
+    return 0
+
+
+def _prepare_voices(options):
+    # Processes that scan import the command's main module, but not SpeechBrain.
+    from speechbrain_peer.data.own_data import prepare_voices
+
+    lists = {"dev": options.dev_speakers, "test": options.test_speakers}
+    if list(lists.values()).count(None) == 1:
+        options.parser.error("give both --dev_speakers and --test_speakers, or none")
+    return prepare_voices(
+        options.voices,
+        options.output,
+        sample_rate=options.sample_rate,
+        detector=options.detector,
+        on_error=options.on_error,
+        speaker_lists=lists if all(lists.values()) else None,
+        n_mixtures={"dev": options.n_dev, "test": options.n_test},
+        seed=options.seed,
+        n_processes=options.n_processes,
+    )
+
+
+def _prepare_librimix(options):
     from speechbrain_peer.data.prepare import prepare_librimix
 
-    prepared = prepare_librimix(
+    return prepare_librimix(
         options.output,
         data_folder=options.data_folder,
         librispeech_folder=options.librispeech_folder,
@@ -80,6 +151,3 @@ def run(options):
         seed=options.seed,
         n_processes=options.n_processes,
     )
-    for manifest in prepared.manifests.values():
-        print(manifest)
-    return 0

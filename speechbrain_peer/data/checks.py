@@ -33,7 +33,7 @@ def check_file(path, cure):
         raise DataError(f"{path}: cannot be read, as there is no such file; {cure}")
 
 
-def refuse_rows(path, problems, cure):
+def refuse_rows(path, problems, cure, what="rows"):
     """Raises DataError if rows are bad, and lists them.
 
     Arguments
@@ -44,6 +44,8 @@ def refuse_rows(path, problems, cure):
         One for each bad row: where it is and what is wrong with it.
     cure : str
         What to do about them.
+    what : str
+        What they are.
 
     Example
     -------
@@ -56,7 +58,7 @@ def refuse_rows(path, problems, cure):
         return
     if len(problems) == 1:
         raise DataError(f"{path}, {problems[0]}; {cure}")
-    lines = [f"{path}: {len(problems)} rows cannot be used; {cure}:"]
+    lines = [f"{path}: {len(problems)} {what} cannot be used; {cure}:"]
     lines += problems[:MOST_LISTED]
     if len(problems) > MOST_LISTED:
         lines.append(f"and {len(problems) - MOST_LISTED} more")

@@ -1,17 +1,22 @@
 """From manifests to the items that the model sees.
 
-A training item is a pair of peers with a random enrollment. Items of validation and
-test are whole utterances with the enrollment that preparation fixed.
+A training item has one or more branches, peers of one target, and a random enrollment.
+Items of validation and test are whole utterances with the enrollment that preparation
+fixed.
 """
 
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_peer.data.dynamic_mixing import DrawnItems
+from speechbrain_peer.data.drawn_items import DrawnItems
 from speechbrain_peer.data.manifests import read_listed_peers, read_manifest
+from speechbrain_peer.data.scenes import SceneDrawer, open_pool
 from speechbrain_peer.data.training_items import TrainingItems
 from speechbrain_peer.utils.audio import read_audio
 from speechbrain_peer.utils.files import DataError
+
+# What the items of a training set have beside their `id`.
+TRAINING_KEYS = ["mixture_sig", "target_sig", "enrollment_sig", "speaker", "coin"]
 
 
 def training_set(
@@ -21,12 +26,11 @@ def training_set(
     sample_rate,
     seed,
     peers="drawn",
+    n_peers=2,
     peer_interferer="any",
     listed_peers=None,
-    mixtures="listed",
-    speeds=(100,),
 ):
-    """Makes the training set.
+    """Makes a training set of listed mixtures.
 
     Arguments
     ---------
@@ -41,51 +45,125 @@ def training_set(
     seed : int
         Seeds all draws of items.
     peers : str
-        `off`: single mixtures; `listed`: the pairs of `listed_peers`; `drawn`: pairs
+        `off`: single mixtures; `listed`: the peers of `listed_peers`; `drawn`: peers
         drawn anew in every epoch.
+    n_peers : int
+        How many branches an item with peers has.
     peer_interferer : str
         `any` or `same`, for drawn peers.
     listed_peers : str, Path or None
         The file of listed peers.
-    mixtures : str
-        `listed`: those of the manifest; `drawn`: drawn anew in every epoch from all
-        of its sources.
-    speeds : list of int
-        Speeds of the sources of drawn mixtures, in percent.
 
     Returns
     -------
     dataset : DynamicItemDataset
-        Items with `id`, `mixture_sig`, `target_sig`, `enrollment_sig`, `speaker`, and
-        with peers `coin` and `peer_sig`.
+        Items with `id`, `mixture_sig` and `target_sig` (time, peers), `enrollment_sig`
+        (time,), `speaker` and `coin`.
     items : TrainingItems
         Its `set_epoch` starts an epoch.
 
     Raises
     ------
     DataError
-        If there are no such mixtures, or they have no such peers.
+        If there are no such peers.
     """
-    if mixtures not in ("listed", "drawn"):
-        raise DataError(f"mixtures '{mixtures}': choose listed or drawn")
     rows = read_manifest(manifest, data_root)
     chunk_samples = round(chunk_seconds * sample_rate)
-    common = (rows, chunk_samples, sample_rate, seed, peer_interferer)
-    if mixtures == "drawn":
-        if peers == "listed":
-            raise DataError("drawn mixtures have no listed peers: give --peers drawn")
-        items = DrawnItems(*common, speeds)
-    else:
-        listed = None
-        if peers == "listed":
-            listed = read_listed_peers(listed_peers, data_root)
-        items = TrainingItems(*common, listed)
-    of_single = ["mixture_sig", "target_sig", "enrollment_sig", "speaker"]
-    of_pair = [*of_single, "coin", "peer_sig"]
+    branches = branches_of(peers, n_peers)
+    listed = None
+    if peers == "listed":
+        listed = read_listed_peers(listed_peers, data_root)
+    elif peers == "microphones":
+        raise DataError("listed mixtures have one microphone: give --mixtures drawn")
+    items = TrainingItems(
+        rows, chunk_samples, sample_rate, seed, branches, peer_interferer, listed
+    )
+    return _dataset(rows, items), items
+
+
+def drawn_set(
+    tables,
+    data_root,
+    chunk_seconds,
+    sample_rate,
+    seed,
+    mixing,
+    peers="drawn",
+    n_peers=2,
+    peer_interferer="any",
+):
+    """Makes a training set of mixtures that are drawn anew in every epoch.
+
+    Arguments
+    ---------
+    tables : str, Path or dict
+        A table of utterances that preparation has written, or {table: weight}.
+    data_root : str or None
+        What `{data_root}` in tables stands for; None: what is written beside each.
+    chunk_seconds : float
+        Longest mixture and enrollment.
+    sample_rate : int
+        Hz.
+    seed : int
+        Seeds all draws of items.
+    mixing : Mixing
+        How mixtures are drawn.
+    peers : str
+        `off`, `drawn`, or `microphones`: each branch is a microphone of one room.
+    n_peers : int
+        How many branches an item with peers has.
+    peer_interferer : str
+        `any` or `same`, for drawn peers.
+
+    Returns
+    -------
+    dataset : DynamicItemDataset
+        As `training_set`.
+    items : DrawnItems
+        Its `set_epoch` starts an epoch.
+
+    Raises
+    ------
+    DataError
+        If the tables, noise or rooms cannot be read, or there are too few speakers.
+    """
+    if peers == "listed":
+        raise DataError("drawn mixtures have no listed peers: give --peers drawn")
+    pool = open_pool(tables, data_root, mixing.balance)
+    drawer = SceneDrawer(
+        pool,
+        mixing,
+        round(chunk_seconds * sample_rate),
+        sample_rate,
+        branches_of(peers, n_peers),
+        peers,
+        peer_interferer,
+    )
+    items = DrawnItems(drawer, seed)
+    count = mixing.items_per_epoch or max(1, sum(map(len, pool.tables)) // 2)
+    return _dataset({f"item_{k}": {} for k in range(count)}, items), items
+
+
+def branches_of(peers, n_peers):
+    """How many mixtures a training item has.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two peers.
+    """
+    if peers == "off":
+        return 1
+    if n_peers < 2:
+        raise DataError(f"n_peers is {n_peers}: give 2 or more, or --peers off")
+    return n_peers
+
+
+def _dataset(rows, items):
     dataset = DynamicItemDataset(rows)
-    dataset.add_dynamic_item(items.read, takes="id", provides=of_pair)
-    dataset.set_output_keys(["id", *(of_single if peers == "off" else of_pair)])
-    return dataset, items
+    dataset.add_dynamic_item(items.read, takes="id", provides=TRAINING_KEYS)
+    dataset.set_output_keys(["id", *TRAINING_KEYS])
+    return dataset
 
 
 def evaluation_set(manifest, data_root, sample_rate):

@@ -5,6 +5,7 @@ eSpeak NG is GPL-3: it belongs to the optional extra ``[demo]`` and is loaded on
 """
 
 import ctypes
+import importlib
 import os
 import shutil
 from contextlib import contextmanager
@@ -12,8 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-
-from speechbrain_peer.data.mixing_metadata import import_demo_extra
 
 # Constants of eSpeak NG's speak_lib.h.
 OUTPUT_SYNCHRONOUS = 2
@@ -50,7 +49,7 @@ def open_espeak(seed):
     RuntimeError
         If the library cannot be loaded or started.
     """
-    loader = import_demo_extra("espeakng_loader")
+    loader = _import_loader()
     with TemporaryDirectory() as folder:
         # What eSpeak NG says depends on what it said before. A copy of the library
         # is loaded afresh, so every corpus starts from the same state.
@@ -146,3 +145,14 @@ class Espeak:
         if samples:
             self._chunks.append(ctypes.string_at(samples, 2 * n_samples))
         return 0  # go on
+
+
+def _import_loader():
+    """The package that brings the library, of the optional extra ``[demo]``."""
+    try:
+        return importlib.import_module("espeakng_loader")
+    except ImportError as error:
+        raise ImportError(
+            "espeakng_loader is not installed, and the demo corpus needs it: "
+            'pip install "speechbrain-peer[demo]"'
+        ) from error

@@ -2,6 +2,9 @@
 
 import os
 
+# Stands for the data's folder in every path, so that a manifest can move with the data.
+DATA_ROOT = "{data_root}"
+
 # LibriMix's names of the subsets, and LibriSpeech's.
 SUBSETS = {
     "train-100": "train-clean-100",
@@ -16,8 +19,9 @@ CHOICES = {
     "sample_rate": (8000, 16000),
     "mode": ("min", "max"),
     "targets": ("first", "both"),
-    "peers": ("off", "listed", "drawn"),
+    "peers": ("off", "listed", "drawn", "microphones"),
     "peer_interferer": ("any", "same"),
+    "mixtures": ("listed", "drawn"),
 }
 
 

@@ -4,17 +4,9 @@ Kept free of torch and SpeechBrain: every rendering process imports this file.
 """
 
 import csv
-import hashlib
-import json
 import math
-import multiprocessing
 import os
 import re
-import signal
-import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +22,19 @@ from speechbrain_peer.data.checks import (
     path_problem,
     refuse_rows,
 )
-from speechbrain_peer.data.layout import SUBSETS, wav_names
-from speechbrain_peer.utils.audio import read_audio, write_audio
-from speechbrain_peer.utils.files import DataError, remove_unfinished, whole_file
+from speechbrain_peer.data.layout import SUBSETS
+from speechbrain_peer.data.rendered import (
+    check_record,
+    fingerprint,
+    finished_mixtures,
+    write_mixture,
+    write_record,
+)
+from speechbrain_peer.utils.audio import read_audio
+from speechbrain_peer.utils.files import DataError, remove_unfinished
+from speechbrain_peer.utils.processes import available_cpus, map_in_processes
 
 LIBRISPEECH_RATE = 16000
-RECORD = "metadata.sha256"  # what it is rendered from, in every subset's folder
 
 
 class MetadataRow(NamedTuple):
@@ -155,13 +154,12 @@ def check_rendered(rows, folder):
     folder : str or Path
         The subset's folder; it may be empty or absent.
     """
-    record = Path(folder, RECORD)
-    if record.exists() and record.read_text(encoding="utf-8") != _fingerprint(rows):
-        raise DataError(
-            f"{folder}: its rendering began from other metadata (other mixtures, "
-            "source paths or gains); give another --prepared_folder (--output of "
-            "`tse prepare`), or delete this folder to render it anew"
-        )
+    cure = (
+        "other metadata (other mixtures, source paths or gains); give another "
+        "--prepared_folder (--output of `tse prepare`), or delete this folder to "
+        "render it anew"
+    )
+    check_record(folder, _fingerprint(rows), cure)
 
 
 def render_subset(
@@ -190,9 +188,9 @@ def render_subset(
         1 renders in this process.
     """
     check_rendered(rows, folder)
-    _record_metadata(rows, folder)
+    write_record(folder, _fingerprint(rows))
     remove_unfinished(folder)
-    done = _finished_mixtures(folder, n_sources=len(rows[0].paths))
+    done = finished_mixtures(folder, n_sources=len(rows[0].paths))
     todo = [row for row in rows if row.mixture_id not in done]
     if not todo:
         return
@@ -205,60 +203,24 @@ def render_subset(
     )
     progress = partial(tqdm, total=len(todo), desc=f"Rendering {folder}", unit="mix")
     # Starting a process takes as long as rendering some 200 mixtures.
-    n_processes = n_processes or min(_available_cpus(), math.ceil(len(todo) / 200))
-    if n_processes == 1:
-        for row in progress(todo):
-            render(row)
-    else:
-        _render_in_processes(render, todo, n_processes, progress)
-
-
-def _record_metadata(rows, folder):
-    """Writes what a subset is rendered from, before any of its audio."""
-    record = Path(folder, RECORD)
-    if record.exists():
-        return
-    # There may be audio all the same, rendered before records were kept. What it was
-    # made from cannot be told any more: it is taken as made from these rows.
-    with whole_file(record) as temporary:
-        temporary.write_text(_fingerprint(rows), encoding="utf-8")
+    n_processes = n_processes or min(available_cpus(), math.ceil(len(todo) / 200))
+    for _ in progress(map_in_processes(render, todo, n_processes, chunk=8)):
+        pass
 
 
 def _fingerprint(rows):
-    """The SHA-256 of all in the metadata that is heard, in whatever order."""
+    """That of all in the metadata that is heard."""
     # Source paths start below LibriSpeech's folder, so that this one may move.
-    heard = sorted((row.mixture_id, row.paths, row.gains) for row in rows)
-    return hashlib.sha256(json.dumps(heard).encode()).hexdigest()
-
-
-def _render_in_processes(render, rows, n_processes, progress):
-    """Spreads `render` over processes; its first error ends the others."""
-    # Spawned, as a fork of a process that runs threads (torch does) may deadlock.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(n_processes, context, _exit_with_parent) as pool:
-            with _interrupts_held():  # the processes are started here
-                rendered = pool.map(render, rows, chunksize=8)
-            for _ in progress(rendered):
-                pass
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a rendering process was ended from outside (out of memory?); run again "
-            "with a smaller n_processes: finished files are kept"
-        ) from error
+    return fingerprint([[row.mixture_id, row.paths, row.gains] for row in rows])
 
 
 def _render_mixture(row, librispeech_folder, folder, sample_rate, mode):
-    """Writes the sources of one mixture, and the mixture last."""
+    """Renders and writes one mixture with its sources."""
     sources = [
         _render_source(os.path.join(librispeech_folder, path), gain, sample_rate)
         for path, gain in zip(row.paths, row.gains, strict=True)
     ]
-    sources = _fit_lengths(sources, mode)
-    for k, source in enumerate(sources, start=1):
-        write_audio(f"{folder}/s{k}/{row.mixture_id}.wav", source, sample_rate)
-    mixture = sum(sources)
-    write_audio(f"{folder}/mix_clean/{row.mixture_id}.wav", mixture, sample_rate)
+    write_mixture(folder, row.mixture_id, fit_lengths(sources, mode), sample_rate)
 
 
 def _render_source(path, gain, sample_rate):
@@ -268,50 +230,12 @@ def _render_source(path, gain, sample_rate):
     return resample_poly(source, sample_rate, LIBRISPEECH_RATE)
 
 
-def _fit_lengths(sources, mode):
+def fit_lengths(sources, mode):
     """Cuts sources to the shortest ("min") or pads them to the longest ("max")."""
     lengths = [len(source) for source in sources]
     if mode == "min":
         return [source[: min(lengths)] for source in sources]
     return [np.pad(source, (0, max(lengths) - len(source))) for source in sources]
-
-
-def _finished_mixtures(folder, n_sources):
-    """The mixtures of a subset whose files are all there."""
-    subfolders = ["mix_clean", *(f"s{k + 1}" for k in range(n_sources))]
-    return set.intersection(*(wav_names(Path(folder) / name) for name in subfolders))
-
-
-def _available_cpus():
-    """The CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        return os.cpu_count()
-
-
-@contextmanager
-def _interrupts_held():
-    """Lets Ctrl+C wait; processes started meanwhile leave it to this one for good."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _exit_with_parent():
-    """Lets a rendering process end when the one that started it is killed."""
-    parent = multiprocessing.parent_process()
-
-    def wait():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _count_sources(csv_path, columns):

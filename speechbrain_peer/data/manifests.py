@@ -10,13 +10,11 @@ import numpy as np
 from speechbrain.dataio.dataio import load_data_json
 
 from speechbrain_peer.data.checks import check_file, name_problem, refuse_rows
-from speechbrain_peer.data.layout import speaker_id, utterance_ids, wav_names
+from speechbrain_peer.data.layout import DATA_ROOT, speaker_id, utterance_ids, wav_names
 from speechbrain_peer.utils.audio import AudioError, audio_length, read_audio
 from speechbrain_peer.utils.files import DataError, whole_file
 
-# Stands for the data's folder in every path, so that a manifest can move with the data.
-DATA_ROOT = "{data_root}"
-# Beside manifests: what it stands for.
+# Beside manifests: what DATA_ROOT stands for.
 DATA_ROOT_FILE = "data_root.txt"
 # What a row and each of its sources must hold.
 ROW = {
@@ -232,28 +230,51 @@ def find_data_root(manifest):
     >>> find_data_root(manifest) == str(folder)
     True
     """
-    manifest = Path(manifest)
-    if DATA_ROOT not in manifest.read_text(encoding="utf-8"):
+    if DATA_ROOT not in Path(manifest).read_text(encoding="utf-8"):
         return None
-    record = manifest.with_name(DATA_ROOT_FILE)
-    if not record.is_file():
+    data_root = read_data_root(manifest)
+    if data_root is None:
         raise DataError(
             f"{manifest}: nothing beside it tells where its data is (no "
             f"{DATA_ROOT_FILE}); give data_root"
         )
+    return data_root
+
+
+def read_data_root(manifest):
+    """Reads what is written beside a manifest or table, see `write_data_root`.
+
+    Arguments
+    ---------
+    manifest : str or Path
+        The file; it need not be there.
+
+    Returns
+    -------
+    str or None
+        None where nothing is.
+
+    Raises
+    ------
+    DataError
+        If the data has moved.
+    """
+    record = Path(manifest).with_name(DATA_ROOT_FILE)
+    if not record.is_file():
+        return None
     text = record.read_text(encoding="utf-8").removesuffix("\n")
-    data_root = Path(os.path.normpath(manifest.parent.absolute() / text))
+    data_root = Path(os.path.normpath(record.parent.absolute() / text))
     if not data_root.is_dir():
         raise DataError(f"{record}: {data_root} is no folder any more; give data_root")
     return str(data_root)
 
 
 def read_listed_peers(path, data_root=None):
-    """Reads the interferers of listed peers, {ID: list of sources}.
+    """Reads the interferers of listed peers, {ID: list of sources for each peer}.
 
     Arguments are those of `read_manifest`, and so is the error.
     """
-    return _read(path, data_root, _sources_problem)
+    return _read(path, data_root, _peers_problem)
 
 
 def _read(path, data_root, problem_of):
@@ -284,6 +305,12 @@ def _row_problem(row):
     return problem or _sources_problem([row["target"], *row["interferers"]])
 
 
+def _peers_problem(peers):
+    if not isinstance(peers, list):
+        return "is no list of peers"
+    return next(filter(None, map(_sources_problem, peers)), None)
+
+
 def _sources_problem(sources):
     if not isinstance(sources, list):
         return "is no list of sources"
@@ -295,7 +322,9 @@ def _lack(mapping, fields):
     if not isinstance(mapping, dict):
         return "is not a mapping"
     for name, kind in fields.items():
-        if not isinstance(mapping.get(name), kind):
+        value = mapping.get(name)
+        # JSON's true is an int to Python.
+        if not isinstance(value, kind) or isinstance(value, bool):
             return f"has no {name}"
         if name.endswith("length") and not 1 <= mapping[name] <= MOST_SAMPLES:
             return f"has a {name} of {mapping[name]}"

@@ -6,12 +6,12 @@ clean mixtures can be rendered.
 """
 
 import csv
-import importlib
 import random
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyloudnorm
 from tqdm import tqdm
 
 from speechbrain_peer.data.layout import speaker_id
@@ -30,33 +30,6 @@ COLUMNS = (
     "noise_path",
     "noise_gain",
 )
-
-
-def import_demo_extra(name):
-    """Imports a package of the optional extra ``[demo]``.
-
-    Arguments
-    ---------
-    name : str
-        Name of the module.
-
-    Returns
-    -------
-    module
-        The imported module.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name} is not installed, and the demo corpus needs it: "
-            'pip install "speechbrain-peer[demo]"'
-        ) from error
 
 
 def write_mixing_metadata(librispeech_folder, subset, csv_path, n_mixtures, seed):
@@ -144,7 +117,7 @@ def draw_pairs(utterances, n_pairs, rng):
     return pairs[:n_pairs]
 
 
-def draw_gains(sources, rng):
+def draw_gains(sources, rng, sample_rate=LIBRISPEECH_RATE):
     """Draws the gains of the sources of a mixture by LibriMix's loudness rule.
 
     Each source is brought to a loudness drawn from -33 to -25 LUFS, or to a peak of 0.9
@@ -154,16 +127,18 @@ def draw_gains(sources, rng):
     Arguments
     ---------
     sources : list of np.ndarray
-        Waveforms (time,) at 16 kHz, of any lengths.
+        Waveforms (time,), of any lengths.
     rng : random.Random
         Source of randomness.
+    sample_rate : int
+        Theirs, in Hz.
 
     Returns
     -------
     list of float
         The factor of each source.
     """
-    meter = import_demo_extra("pyloudnorm").Meter(LIBRISPEECH_RATE)
+    meter = pyloudnorm.Meter(sample_rate)
     length = max(len(source) for source in sources)
     sources = [np.pad(source, (0, length - len(source))) for source in sources]
     gains = []

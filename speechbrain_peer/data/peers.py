@@ -64,7 +64,7 @@ class SourcePool:
     >>> rng = item_rng(seed=1, epoch=1, item_id="ann-1_bob-1_s1")
     >>> pool.draw_enrollment(rows["ann-1_bob-1_s1"], rng)["utterance"]
     'ann-2'
-    >>> interferers = pool.draw_interferers(rows["ann-1_bob-1_s1"], rng)
+    >>> (interferers,) = pool.draw_peers(rows["ann-1_bob-1_s1"], rng)
     >>> [interferer["speaker"] for interferer in interferers]
     ['cid']
     """
@@ -81,31 +81,6 @@ class SourcePool:
         for source in self.sources:
             utterances = self.utterances.setdefault(source["speaker"], {})
             utterances.setdefault(source["utterance"], []).append(source)
-        # Those with another utterance to enroll with.
-        self.targets = [
-            source
-            for source in self.sources
-            if len(self.utterances[source["speaker"]]) > 1
-        ]
-
-    def draw_row(self, n_interferers, rng):
-        """Draws a mixture of any of the sources.
-
-        Arguments
-        ---------
-        n_interferers : int
-            How many.
-        rng : np.random.Generator
-            See `item_rng`.
-
-        Returns
-        -------
-        row : dict
-            {target, interferers} as in a manifest's row, all of different speakers.
-        """
-        target = self.targets[rng.integers(len(self.targets))]
-        interferers = self._draw_other_speakers(n_interferers, {target["speaker"]}, rng)
-        return {"target": target, "interferers": interferers}
 
     def draw_enrollment(self, row, rng):
         """Draws an enrollment: another utterance of the target's speaker.
@@ -125,8 +100,8 @@ class SourcePool:
         """
         return self._draw_other_utterance(row["target"], rng)
 
-    def draw_interferers(self, row, rng, peer_interferer="any"):
-        """Draws the interferers of the row's second peer.
+    def draw_peers(self, row, rng, n_peers=2, peer_interferer="any"):
+        """Draws the interferers of the row's peers after the first, which is the row.
 
         Arguments
         ---------
@@ -134,21 +109,26 @@ class SourcePool:
             A row of the manifest.
         rng : np.random.Generator
             See `item_rng`.
+        n_peers : int
+            How many peers there are, the first included.
         peer_interferer : str
-            "any": sources of speakers that are not in the row; "same": another
-            utterance of each interferer's speaker.
+            "any": sources of speakers that are not in the row, nor in another peer;
+            "same": another utterance of each interferer's speaker.
 
-        Returns
-        -------
-        sources : list of dict
-            As many as the row has interferers, all of different speakers.
+        Yields
+        ------
+        list of dict
+            Sources of one peer: as many as the row has interferers, all of different
+            speakers. What the caller draws in between does not repeat a draw.
         """
-        if peer_interferer == "same":
-            return [
-                self._draw_other_utterance(source, rng) for source in row["interferers"]
-            ]
         present = _speakers_of(row)
-        return self._draw_other_speakers(len(row["interferers"]), present, rng)
+        for _ in range(n_peers - 1):
+            if peer_interferer == "same":
+                yield [self._draw_other_utterance(x, rng) for x in row["interferers"]]
+                continue
+            drawn = self._draw_other_speakers(len(row["interferers"]), present, rng)
+            present |= {source["speaker"] for source in drawn}
+            yield drawn
 
     def draw_absent(self, row, rng):
         """Draws an utterance of somebody who is not in the row.
@@ -199,7 +179,7 @@ def _speakers_of(row):
     return {source["speaker"] for source in (row["target"], *row["interferers"])}
 
 
-def check_pool(rows, peers="off", peer_interferer="any"):
+def check_pool(rows, peers="off", peer_interferer="any", n_peers=2):
     """Raises DataError if a draw would fail for some row.
 
     Arguments
@@ -209,7 +189,9 @@ def check_pool(rows, peers="off", peer_interferer="any"):
     peers : str
         "off" checks the enrollments only, "listed" and "drawn" the interferers too.
     peer_interferer : str
-        "any" or "same"; see `SourcePool.draw_interferers`.
+        "any" or "same"; see `SourcePool.draw_peers`.
+    n_peers : int
+        How many peers an item has.
     """
     utterances = SourcePool(rows).utterances
     redrawn = [row["target"] for row in rows.values()]
@@ -219,17 +201,17 @@ def check_pool(rows, peers="off", peer_interferer="any"):
     single = sorted(name for name in speakers if len(utterances[name]) == 1)
     if single:
         raise DataError(_single_utterance_message(single))
-    # A pair of peers has one target, and different interferers on both sides.
-    needed = 1 + 2 * max(len(row["interferers"]) for row in rows.values())
+    # Peers have one target, and different interferers each.
+    needed = 1 + n_peers * max(len(row["interferers"]) for row in rows.values())
     if peers != "off" and peer_interferer == "any" and len(utterances) < needed:
         raise DataError(
-            f"second peers need {needed} speakers, the data has {len(utterances)}; add "
-            "speakers, or use peer_interferer: same or peers: off"
+            f"{n_peers} peers need {needed} speakers, the data has {len(utterances)}; "
+            "add speakers, or use peer_interferer: same or peers: off"
         )
 
 
-def draw_listed_peers(rows, seed, peer_interferer="any"):
-    """Draws the interferers of every row's second peer once (`peers: listed`).
+def draw_listed_peers(rows, seed, peer_interferer="any", n_peers=2):
+    """Draws the interferers of every row's further peers once (`peers: listed`).
 
     Arguments
     ---------
@@ -238,16 +220,21 @@ def draw_listed_peers(rows, seed, peer_interferer="any"):
     seed : int
         The list is a function of it and of the data.
     peer_interferer : str
-        "any" or "same"; see `SourcePool.draw_interferers`.
+        "any" or "same"; see `SourcePool.draw_peers`.
+    n_peers : int
+        How many peers an item has.
 
     Returns
     -------
     peers : dict
-        {ID: list of sources}, which `write_manifest` stores.
+        {ID: a list of sources for each peer after the first}, which `write_manifest`
+        stores.
     """
     pool = SourcePool(rows)
     return {
-        item_id: pool.draw_interferers(row, item_rng(seed, 0, item_id), peer_interferer)
+        item_id: list(
+            pool.draw_peers(row, item_rng(seed, 0, item_id), n_peers, peer_interferer)
+        )
         for item_id, row in rows.items()
     }
 

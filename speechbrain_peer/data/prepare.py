@@ -1,5 +1,6 @@
 """Data preparation: from LibriMix, or LibriSpeech and metadata, to manifests."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from speechbrain_peer.data.manifests import (
     write_manifest,
 )
 from speechbrain_peer.data.peers import SourcePool, check_pool, draw_listed_peers
+from speechbrain_peer.data.speech_table import Utterance, write_speech_table
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
@@ -67,7 +69,9 @@ def prepare_librimix(
     mode="min",
     targets="first",
     peers="off",
+    n_peers=2,
     peer_interferer="any",
+    mixtures="listed",
     enrollment_maps=None,
     chunk_seconds=3.0,
     seed=1234,
@@ -104,10 +108,15 @@ def prepare_librimix(
     targets : str
         "first": the first speaker of each mixture is the target; "both": each is.
     peers : str
-        "off", "listed" (second peers of the training subsets are drawn here, once) or
-        "drawn" (while training; here the data is only checked for it).
+        "off", "listed" (peers of the training subsets are drawn here, once), "drawn" or
+        "microphones" (while training; here the data is only checked for it).
+    n_peers : int
+        How many mixtures a training item has, if it has peers.
     peer_interferer : str
         "any" (another speaker) or "same" (another utterance of the same speaker).
+    mixtures : str
+        "listed", or "drawn": training mixtures are drawn while training, for which the
+        training subsets get a table of their utterances instead of a manifest.
     enrollment_maps : str or dict, optional
         A folder of enrollment maps (see `find_enrollment_map`) or {subset: file}.
         Maps that are not given are drawn and saved beside the manifests.
@@ -136,6 +145,7 @@ def prepare_librimix(
         targets=[targets],
         peers=[peers],
         peer_interferer=[peer_interferer],
+        mixtures=[mixtures],
     )
     if seed < 0:
         raise DataError(f"seed: {seed} is negative; give 0 or more")
@@ -155,12 +165,12 @@ def prepare_librimix(
     with FileLock(Path(output_folder, ".prepare.lock")):
         maps = _find_maps(enrollment_maps, folders)
         if data_folder:
-            mixtures = {
+            sources = {
                 name: scan_subset(Path(data_folder, folder))
                 for name, folder in folders.items()
             }
         else:
-            mixtures = _render_subsets(
+            sources = _render_subsets(
                 _read_metadata(librimix_metadata, librispeech_folder, subsets),
                 librispeech_folder,
                 {name: Path(output_folder, folder) for name, folder in folders.items()},
@@ -168,23 +178,26 @@ def prepare_librimix(
             )
         manifests = {
             name: build_manifest(
-                data_root, folder, *mixtures[name], sample_rate, targets, mode
+                data_root, folder, *sources[name], sample_rate, targets, mode
             )
             for name, folder in folders.items()
         }
         write_data_root(manifest_folder, data_root)
         for name, rows in manifests.items():
             if _is_training(name):
-                check_pool(rows, peers, peer_interferer)
+                check_pool(rows, peers, peer_interferer, n_peers)
             else:
                 drawn_map = manifest_folder / f"{name}_enrollment_map.txt"
                 map_path = maps[name] or _save_drawn_map(drawn_map, rows, seed)
                 add_enrollments(rows, map_path, folders[name])
                 add_absent_enrollments(rows, seed)
             write_manifest(paths[name], rows)
+            if _is_training(name) and mixtures == "drawn":
+                paths[name] = str(manifest_folder / f"{name}.arrow")
+                write_speech_table(paths[name], _utterances(rows, sample_rate))
             _log_summary(name, rows, round(chunk_seconds * sample_rate), sample_rate)
         if peers_path:
-            _write_listed_peers(peers_path, manifests, seed, peer_interferer)
+            _write_listed_peers(peers_path, manifests, seed, peer_interferer, n_peers)
     corpus = describe_data(manifests, sample_rate, mode, targets)
     return Prepared(data_root, paths, peers_path, corpus)
 
@@ -269,13 +282,21 @@ def _save_drawn_map(path, rows, seed):
     return path
 
 
-def _write_listed_peers(path, manifests, seed, peer_interferer):
+def _write_listed_peers(path, manifests, seed, peer_interferer, n_peers):
     """Draws and writes the second peers of all training subsets."""
     listed = {}
     for name, rows in manifests.items():
         if _is_training(name):
-            listed |= draw_listed_peers(rows, seed, peer_interferer)
+            listed |= draw_listed_peers(rows, seed, peer_interferer, n_peers)
     write_manifest(path, listed)
+
+
+def _utterances(rows, sample_rate):
+    """All sources of a subset, each as loud as in its own mixture."""
+    for source in SourcePool(rows).sources:
+        length = source["length"]
+        names = source["path"], source["speaker"], source["utterance"]
+        yield Utterance(*names, 0, length, sample_rate, math.nan)
 
 
 def _log_summary(subset, rows, chunk_samples, sample_rate):

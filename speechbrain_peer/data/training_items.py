@@ -1,6 +1,6 @@
-"""Training items: pairs of peers cut at one place of the target.
+"""Training items of listed mixtures: peers that are cut at one place of the target.
 
-Mixture, second mixture, target and a random enrollment.
+Mixtures, target and a random enrollment.
 """
 
 import torch
@@ -22,23 +22,33 @@ class TrainingItems:
         Hz.
     seed : int
         Seeds all draws of items.
+    n_peers : int
+        Branches of an item: the listed mixture, and others with its target.
     peer_interferer : str
         `any` or `same`, for drawn peers.
     listed_peers : dict or None
-        For each item the interferers of its second peer; None draws them anew in
+        For each item the interferers of each further peer; None draws them anew in
         every epoch.
     """
 
     def __init__(
-        self, rows, chunk_samples, sample_rate, seed, peer_interferer, listed_peers=None
+        self,
+        rows,
+        chunk_samples,
+        sample_rate,
+        seed,
+        n_peers=1,
+        peer_interferer="any",
+        listed_peers=None,
     ):
         self.rows = rows
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
-        self.seed = seed
+        self.seed, self.n_peers = seed, n_peers
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
         self.pool = SourcePool(rows)
-        speakers = sorted({target["speaker"] for target in self._targets()})
+        speakers = sorted({row["target"]["speaker"] for row in rows.values()})
         self.speaker_indices = {name: index for index, name in enumerate(speakers)}
+        self.n_speakers = len(speakers)
         # In shared memory, so that running loader workers learn the epoch too.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -51,51 +61,56 @@ class TrainingItems:
         self.epoch.fill_(epoch)
 
     def read(self, item_id):
-        """Draws and reads one item; what comes last is read only where it is used.
+        """Draws and reads one item.
 
         Arguments
         ---------
         item_id : str
             ID in the manifest.
 
-        Yields
-        ------
-        mixture, target, enrollment : torch.Tensor
-            (time,); mixture and target are of equal length.
+        Returns
+        -------
+        mixtures, targets : torch.Tensor
+            (time, peers).
+        enrollment : torch.Tensor
+            (time,).
         speaker : int
             Index of the target speaker among the sorted names of all.
         coin : int
-            0 or 1, the peer that lends with `exchange: anyway`.
-        peer_mixture : torch.Tensor
-            The second peer, as long as the first, (time,).
+            Index of a random peer, which lends with `exchange: anyway`.
         """
         row = self.rows[item_id]
         rng = item_rng(self.seed, int(self.epoch), item_id)
         # Where the target talks, which in LibriMix's mode max is not everywhere.
         start = self._draw_start(row["target"], rng)
-        yield self._read(row["mixture"], start, self.chunk_samples)
+        mixture = self._read(row["mixture"], start, self.chunk_samples)
         target = self._read(row["target"]["path"], start, self.chunk_samples)
-        yield target
-        enrollment = self.pool.draw_enrollment(row, rng)
-        yield self._read_speech(enrollment, self._draw_start(enrollment, rng))
-        yield self.speaker_indices[row["target"]["speaker"]]
-        yield int(rng.integers(2))
-        yield self._mix_peer(item_id, target, start, rng)
+        source = self.pool.draw_enrollment(row, rng)
+        enrollment = self._read_speech(source, self._draw_start(source, rng))
+        coin = int(rng.integers(self.n_peers))
+        mixtures = [mixture]
+        for interferers in self._draw_peers(item_id, rng):
+            mixtures.append(self._mix(target, interferers, start, rng))
+        targets = target[:, None].expand(-1, self.n_peers)
+        speaker = self.speaker_indices[row["target"]["speaker"]]
+        return torch.stack(mixtures, dim=-1), targets, enrollment, speaker, coin
 
-    def _targets(self):
-        """All sources that may be a target."""
-        return [row["target"] for row in self.rows.values()]
+    def _draw_peers(self, item_id, rng):
+        """The interferers of each further peer."""
+        if self.listed_peers is not None:
+            yield from self.listed_peers[item_id]
+            return
+        yield from self.pool.draw_peers(
+            self.rows[item_id], rng, self.n_peers, self.peer_interferer
+        )
 
-    def _mix_peer(self, item_id, target, start, rng):
+    def _mix(self, target, interferers, start, rng):
         mixture = target.clone()
         if self.listed_peers is None:
-            row = self.rows[item_id]
-            interferers = self.pool.draw_interferers(row, rng, self.peer_interferer)
             starts = [self._draw_start(interferer, rng) for interferer in interferers]
         else:
             # A listed mixture lines its sources up; where an interferer has ended by
             # then, its own end is taken.
-            interferers = self.listed_peers[item_id]
             ends = [interferer["length"] - len(target) for interferer in interferers]
             starts = [min(start, max(0, end)) for end in ends]
         for interferer, first in zip(interferers, starts, strict=True):

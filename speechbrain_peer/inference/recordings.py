@@ -10,27 +10,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
-from speechbrain_peer.inference.decoding import DECODED, decode
 from speechbrain_peer.utils.audio import AudioError, check_samples, open_audio
+from speechbrain_peer.utils.decoding import DECODED, decode
 
 BLOCK = 1 << 16
 """Samples that are read at once, of all channels together."""
-
-ALIASES = {
-    ".aif": ("AIFF", None),
-    ".aifc": ("AIFF", None),
-    ".bwf": ("WAV", None),
-    ".oga": ("OGG", None),
-    ".opus": ("OGG", "OPUS"),
-    ".snd": ("AU", None),
-    ".sph": ("NIST", None),
-    ".wave": ("WAV", None),
-}
-"""Format and encoding by suffix, where the suffix is not the format's name in
-soundfile; None stands for the format's usual encoding."""
 
 
 class Recording(NamedTuple):
@@ -74,6 +60,7 @@ class Recording(NamedTuple):
 
         Example
         -------
+        >>> import soundfile
         >>> path = getfixture("tmp_path") / "stereo.wav"
         >>> soundfile.write(path, np.zeros((4, 2)), samplerate=44100)
         >>> Recording.open(path)[1:5]
@@ -100,31 +87,6 @@ class Recording(NamedTuple):
         with open_audio(self.path, self.file) as audio:
             blocks = _blocks(audio, self.path)
             yield from average_channels(blocks) if channels == 1 else blocks
-
-
-def sound_formats():
-    """Tells which suffixes stand for formats of libsndfile.
-
-    Returns
-    -------
-    dict
-        Format and usual encoding, as soundfile names them, by lower-case suffix.
-    """
-    # A RAW file would not tell its rate.
-    formats = soundfile.available_formats().keys() - {"RAW"}
-    table = {f".{name.lower()}": (name, None) for name in formats} | ALIASES
-    return {
-        suffix: (format, subtype or soundfile.default_subtype(format))
-        for suffix, (format, subtype) in table.items()
-        # Older builds of libsndfile have fewer.
-        if format in formats and soundfile.check_format(format, subtype)
-    }
-
-
-def is_audio(path):
-    """Whether the suffix of a file is that of a recording."""
-    suffix = Path(path).suffix.lower()
-    return suffix in DECODED or suffix in sound_formats()
 
 
 def read_start(path, seconds):

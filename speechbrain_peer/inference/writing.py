@@ -9,9 +9,10 @@ import numpy as np
 import soundfile
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_peer.inference.recordings import BLOCK, sound_formats
+from speechbrain_peer.inference.recordings import BLOCK
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.files import whole_file
+from speechbrain_peer.utils.formats import sound_formats
 
 logger = get_logger(__name__)
 

@@ -259,7 +259,7 @@ class PeerLearning:
         embeddings : torch.Tensor
             (batch, embedding).
         targets : torch.Tensor
-            (batch, time), the same for all peers, or (peers, batch, time).
+            (peers, batch, time), or (batch, time), the same for all peers.
         lens : torch.Tensor or None
             Relative lengths of mixtures and targets, (batch,).
         coin : torch.Tensor or None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import soundfile
+import soxr
 
 from speechbrain_peer.utils.files import DataError, whole_file
 
@@ -64,8 +65,7 @@ def open_audio(path, file=None):
     path : str or Path
         The file: WAV, FLAC or anything else that libsndfile reads.
     file : file object, optional
-        What to read instead, one of the operating system's that can be rewound;
-        messages still name `path`.
+        What to read instead, which can be rewound; messages still name `path`.
 
     Yields
     ------
@@ -82,8 +82,7 @@ def open_audio(path, file=None):
     else:
         file.seek(0)
     try:
-        # Python's file objects are slower, and their errors are told past us.
-        source = path if file is None else os.dup(file.fileno())
+        source = path if file is None else _lowest(file)
         with _sound_file(source) as audio:
             if audio.samplerate not in SAMPLE_RATES:
                 raise AudioError(
@@ -179,6 +178,103 @@ def read_audio(path, start=0, frames=-1, sample_rate=None):
     return samples
 
 
+def mix_down(samples):
+    """Makes one channel of several: their mean, or the loudest where that cancels.
+
+    Arguments
+    ---------
+    samples : np.ndarray
+        (time, channels).
+
+    Returns
+    -------
+    np.ndarray
+        (time,).
+
+    Example
+    -------
+    >>> mix_down(np.array([[1.0, 0.5], [3.0, 2.5]])).tolist()
+    [0.75, 2.75]
+    >>> mix_down(np.array([[1.0, -1.0], [3.0, -3.0]])).tolist()
+    [1.0, 3.0]
+    """
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    mean = samples.mean(axis=1)
+    energies = np.square(samples).sum(axis=0)
+    # Channels of opposite phase, as after a wrong cable.
+    if np.square(mean).sum() < 0.05 * energies.max():
+        return samples[:, energies.argmax()]
+    return mean
+
+
+def read_at_rate(path, start, frames, sample_rate, speed=100):
+    """Reads a piece of a file of any rate and channels, mixed down and resampled.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file, or the address of one that `fsspec` opens, such as "s3://...".
+    start : int
+        First sample to read, at the file's rate.
+    frames : int
+        How many samples to read, at the file's rate.
+    sample_rate : int
+        The rate in Hz of what is returned.
+    speed : int
+        In percent; played faster, it is shorter and higher.
+
+    Returns
+    -------
+    samples : np.ndarray
+        float32, (time,).
+
+    Raises
+    ------
+    AudioError
+        If the file cannot be read, ends earlier, or holds samples as `check_samples`
+        refuses.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "speech.wav"
+    >>> write_audio(path, np.zeros(48000), sample_rate=48000)
+    >>> read_at_rate(path, 0, 24000, sample_rate=8000).shape
+    (4000,)
+    """
+    with _stored(path) as file, open_audio(path, file) as audio:
+        if start + frames > audio.frames:
+            raise AudioError(
+                f"{path}: has {audio.frames} samples, but {start + frames} are needed; "
+                "it has changed since the data was prepared: prepare it again"
+            )
+        audio.seek(start)
+        samples, rate = _read(audio, frames), audio.samplerate
+    if len(samples) < frames:
+        raise AudioError(f"{path}: is cut short; get or make this file again")
+    check_samples(path, samples, start, rate)
+    mono = mix_down(samples.reshape(frames, -1))
+    source_rate = rate * speed / 100
+    if source_rate == sample_rate:
+        return mono
+    return soxr.resample(mono, source_rate, sample_rate)
+
+
+@contextmanager
+def _stored(path):
+    """A file object of what does not lie in a folder, or None."""
+    if "://" not in str(path):
+        yield None
+        return
+    import fsspec  # comes with PyTorch; opens slowly
+
+    try:
+        with fsspec.open(str(path), "rb") as file:
+            yield file
+    except (OSError, ImportError, ValueError) as error:
+        raise AudioError(f"{path}: cannot be read ({error})") from error
+
+
 def audio_length(path, sample_rate=None):
     """Tells the length of a one-channel audio file from its header.
 
@@ -217,6 +313,17 @@ def write_audio(path, samples, sample_rate):
         temporary.write_bytes(wav.getbuffer())
 
 
+def _lowest(file):
+    """The operating system's file below a file object, or else that object.
+
+    Python's are slower, and their errors are told past us.
+    """
+    try:
+        return os.dup(file.fileno())
+    except (OSError, AttributeError):
+        return file
+
+
 def _sound_file(file):
     try:
         return soundfile.SoundFile(file)
@@ -226,7 +333,7 @@ def _sound_file(file):
 
 def _read(file, frames):
     """Reads so many samples, or as many as there are: a header may promise more."""
-    blocks = [np.zeros(0, "float32")]
+    blocks = [file.read(0, dtype="float32")]  # of the right shape
     while frames and len(block := file.read(min(frames, BLOCK), dtype="float32")):
         blocks.append(block)
         frames -= len(block)

@@ -27,7 +27,11 @@ KNOWN = {
         (b'"Made noise."', b"[]"),
         (b'"Made noise."', b"null"),
     ],
-    "test_scores.csv": [(b"1-0-0_2-0-0_s1", b"x"), (b"9.5", b"nan")],
+    "test_scores.csv": [
+        (b"1-0-0_2-0-0_s1", b"x"),
+        (b"9.5", b"nan"),
+        (b"ID,", b"si_sdr,ID,ID,"),
+    ],
     "hyperparams.yaml": [(b"exchange: better", b"exchange: x")],
 }
 

@@ -164,7 +164,7 @@ def _read(run):
     try:
         with open(path, newline="", encoding="utf-8") as file:
             scores = {
-                row["ID"]: float(row["si_sdri"]) if row["si_sdri"] else None
+                row["ID"] or "": float(row["si_sdri"]) if row["si_sdri"] else None
                 for row in csv.DictReader(file)
             }
         # What is no item names no speaker.

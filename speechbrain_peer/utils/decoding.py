@@ -4,15 +4,15 @@ They are kept in temporary files without a name, which are gone when they are cl
 even by a kill; `TMPDIR` tells where.
 """
 
+import logging
 import shutil
 import subprocess
 import tempfile
 
-from speechbrain.utils.logger import get_logger
-
 from speechbrain_peer.utils.audio import AudioError, check_regular
 
-logger = get_logger(__name__)
+# Not SpeechBrain's: processes that scan recordings do without it.
+logger = logging.getLogger(__name__)
 
 DECODED = frozenset(
     ".3gp .aac .ac3 .amr .asf .avi .flv .m4a .m4b .m4v .mka .mkv .mov .mp4 .mts .ts "

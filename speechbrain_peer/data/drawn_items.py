@@ -1,0 +1,149 @@
+"""Training items of mixtures that are drawn anew in every epoch (dynamic mixing)."""
+
+import numpy as np
+import torch
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_peer.data.mixing_metadata import MAX_AMPLITUDE
+from speechbrain_peer.data.peers import item_rng
+from speechbrain_peer.utils.audio import AudioError, read_at_rate
+from speechbrain_peer.utils.files import DataError
+
+logger = get_logger(__name__)
+
+MOST_BROKEN = 100
+"""Files that cannot be read, of those that one loader process has met in a training or
+epoch, before it ends: more than an accident."""
+
+
+class DrawnItems:
+    """Draws and reads training items; every draw is a function of (seed, epoch, item).
+
+    An item with a file that cannot be read is drawn anew, up to a limit, and the file
+    is told.
+
+    Arguments
+    ---------
+    drawer : SceneDrawer
+        Draws scenes.
+    seed : int
+        Seeds all draws.
+    """
+
+    def __init__(self, drawer, seed):
+        self.drawer, self.renderer = drawer, Renderer(drawer)
+        self.seed = seed
+        self.n_speakers = drawer.pool.n_speakers
+        # In shared memory, so that running loader workers learn the epoch too.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.broken = set()  # reasons, which name the files
+
+    def __deepcopy__(self, memo):
+        """Filtered views of a dataset, which are copies, learn the epoch too."""
+        return self
+
+    def set_epoch(self, epoch):
+        """Tells all workers which epoch's items to draw."""
+        self.epoch.fill_(epoch)
+
+    def read(self, item_id):
+        """Draws and renders one item.
+
+        Arguments
+        ---------
+        item_id : str
+            Of the dataset.
+
+        Returns
+        -------
+        mixtures, targets : torch.Tensor
+            (time, branches).
+        enrollment : torch.Tensor
+            (time,).
+        speaker : int
+            Index of the enrolled speaker.
+        coin : int
+            Index of a random branch.
+
+        Raises
+        ------
+        DataError
+            If too many files have turned out to be broken.
+        """
+        epoch, attempt = int(self.epoch), 0
+        while True:
+            # The first attempt is the item's own.
+            name = f"{item_id} {attempt}" if attempt else item_id
+            scene = self.drawer.draw(item_rng(self.seed, epoch, name))
+            try:
+                signals = self.renderer.render(scene)
+                break
+            except AudioError as error:
+                self._count(error)
+                attempt += 1
+        tensors = (torch.from_numpy(signal) for signal in signals)
+        return (*tensors, scene.speaker, scene.coin)
+
+    def _count(self, error):
+        if str(error) in self.broken:
+            return
+        self.broken.add(str(error))
+        if len(self.broken) > MOST_BROKEN:
+            raise DataError(
+                f"{error}; {len(self.broken)} files could not be read in this "
+                "training: prepare the data again"
+            ) from error
+        logger.warning(f"{error}; items with it are drawn anew")
+
+
+class Renderer:
+    """Makes sound of scenes; nothing is random here.
+
+    Arguments
+    ---------
+    drawer : SceneDrawer
+        With its rate, noise and rooms.
+    """
+
+    def __init__(self, drawer):
+        self.sample_rate = drawer.sample_rate
+
+    def render(self, scene):
+        """Renders a scene.
+
+        Arguments
+        ---------
+        scene : Scene
+
+        Returns
+        -------
+        mixtures, targets : np.ndarray
+            float32, (time, branches); targets of an absent person are silent.
+        enrollment : np.ndarray
+            float32, (time,).
+        """
+        target = self._read(scene.target, scene.samples)
+        others = [
+            [self._read(talk, scene.samples) for talk in talks]
+            for talks in scene.interferers
+        ]
+        targets = np.stack([target] * len(others), axis=-1)
+        mixtures = targets + np.stack([sum(talks) for talks in others], axis=-1)
+        peak = np.abs(mixtures).max()
+        scale = np.float32(MAX_AMPLITUDE / max(peak, MAX_AMPLITUDE))
+        targets = np.zeros_like(mixtures) if scene.absent else targets * scale
+        return mixtures * scale, targets, self._enrollment(scene)
+
+    def _enrollment(self, scene):
+        speech = self._read(scene.enrollment, scene.enrollment.samples)
+        return speech
+
+    def _read(self, talk, samples):
+        """A talk, where it is in a signal of so many samples."""
+        speech = read_at_rate(
+            talk.utterance.path, talk.start, talk.frames, self.sample_rate, talk.speed
+        )[: talk.samples]
+        signal = np.zeros(samples, dtype=np.float32)
+        end = min(samples, talk.offset + len(speech))
+        signal[talk.offset : end] = speech[: end - talk.offset] * np.float32(talk.gain)
+        return signal

@@ -1,0 +1,360 @@
+"""Scenes: who talks when, how loud and where, in one training item.
+
+All that is random is drawn here, as plain data, from one random generator: a scene is
+a function of (seed, epoch, item). `rendering` makes sound of it.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from speechbrain_peer.data.speech_table import SpeechTable, Utterance
+from speechbrain_peer.utils.files import DataError
+
+
+class Talk(NamedTuple):
+    """A piece of speech in a scene."""
+
+    utterance: Utterance
+    start: int
+    """Where it begins in the file, in samples of the file's rate."""
+    frames: int
+    """How long it is there."""
+    speed: int
+    """In percent."""
+    gain: float
+    offset: int
+    """Where it begins in the scene, in samples of the scene's rate."""
+    samples: int
+    """How long it is there."""
+
+
+class Place(NamedTuple):
+    """A room's talkers and microphones."""
+
+    room: object
+    """As `RoomFolder.draw` gives it, a position for each talker in the order of
+    the target and then all branches' interferers."""
+    microphones: tuple
+    """One for each branch."""
+
+
+class Noise(NamedTuple):
+    """A piece of noise in a scene."""
+
+    piece: object
+    """As `NoiseFolder.draw` gives it."""
+    snr: float
+    """Of the target above it, in dB."""
+
+
+class Scene(NamedTuple):
+    """One training item, before it is rendered."""
+
+    samples: int
+    """Length of mixtures and target."""
+    target: Talk
+    interferers: tuple
+    """For each branch a tuple of `Talk`; one only where all branches share them."""
+    absent: bool
+    """Whether the enrolled person is none of the talkers."""
+    enrollment: Talk
+    speaker: int
+    """The enrolled person, among `SpeechPool.speakers`."""
+    coin: int
+    """A random branch, which lends with `exchange: anyway`."""
+    place: Place | None
+    enrollment_place: Place | None
+    noises: tuple
+    """One for each branch, or none."""
+    enrollment_noise: Noise | None
+
+
+class SpeechPool:
+    """Tables of utterances, of which one is drawn with its weight.
+
+    Arguments
+    ---------
+    tables : dict
+        {SpeechTable: weight}.
+    balance : str
+        See `Mixing`.
+
+    Raises
+    ------
+    DataError
+        If nobody can be a target, as all speakers have a single utterance.
+    """
+
+    def __init__(self, tables, balance="utterances"):
+        self.tables, self.balance = list(tables), balance
+        weights = np.array(list(tables.values()), dtype=float)
+        self._bounds = np.cumsum(weights / weights.sum())
+        counts = [len(table.speakers) for table in self.tables]
+        self._firsts = np.cumsum([0, *counts])
+        self.n_speakers = int(self._firsts[-1])
+        # Two corpora's speakers of one name are two.
+        self.speakers = [name for table in self.tables for name in table.speakers]
+        singles = sum(len(table.single_speakers()) for table in self.tables)
+        if singles == self.n_speakers:
+            raise DataError(
+                f"{self.tables[0].path}: no speaker has a second utterance to be "
+                "enrolled with; add recordings"
+            )
+
+    def draw(self, rng):
+        """Draws an utterance: the table's number and its index there."""
+        corpus = 0
+        if len(self.tables) > 1:
+            corpus = int(np.searchsorted(self._bounds, rng.random(), "right"))
+            corpus = min(corpus, len(self.tables) - 1)
+        table = self.tables[corpus]
+        if self.balance == "utterances":
+            return corpus, int(rng.integers(len(table)))
+        return corpus, self._of(table, int(rng.integers(len(table.speakers))), rng)
+
+    def draw_target(self, rng):
+        """Draws an utterance and another one of the same speaker.
+
+        Arguments
+        ---------
+        rng : np.random.Generator
+            See `peers.item_rng`.
+
+        Returns
+        -------
+        target, enrollment : Utterance
+        speaker : int
+        """
+        while True:
+            corpus, index = self.draw(rng)
+            table = self.tables[corpus]
+            enrollment = table.others(index, rng)
+            if enrollment is not None:
+                speaker = self._speaker(corpus, index)
+                return table[index], table[enrollment], speaker
+
+    def draw_others(self, count, present, rng):
+        """Draws utterances of other speakers.
+
+        Arguments
+        ---------
+        count : int
+            How many.
+        present : set of int
+            Speakers that are not drawn; those drawn are added.
+        rng : np.random.Generator
+            See `peers.item_rng`.
+
+        Returns
+        -------
+        list of (Utterance, int)
+            With the speakers, all different.
+        """
+        drawn = []
+        while len(drawn) < count:
+            # Few are present, so few draws are rejected.
+            corpus, index = self.draw(rng)
+            speaker = self._speaker(corpus, index)
+            if speaker not in present:
+                present.add(speaker)
+                drawn.append((self.tables[corpus][index], speaker))
+        return drawn
+
+    def draw_of(self, speaker, rng):
+        """Draws an utterance of a speaker."""
+        corpus = int(np.searchsorted(self._firsts, speaker, "right")) - 1
+        table = self.tables[corpus]
+        return table[self._of(table, speaker - int(self._firsts[corpus]), rng)]
+
+    def _speaker(self, corpus, index):
+        return int(self._firsts[corpus]) + self.tables[corpus].speaker_of(index)
+
+    @staticmethod
+    def _of(table, speaker, rng):
+        first, end = table.of_speaker(speaker)
+        return int(rng.integers(first, end))
+
+
+class SceneDrawer:
+    """Draws scenes.
+
+    Arguments
+    ---------
+    pool : SpeechPool
+        The utterances.
+    mixing : Mixing
+        The settings.
+    chunk_samples : int
+        Longest scene and enrollment.
+    sample_rate : int
+        Of the scenes, in Hz.
+    branches : int
+        How many peers a scene has; 1: single mixtures.
+    peers : str
+        `drawn`: the target with other interferers in each branch; `microphones`: one
+        scene, heard by as many microphones of a room.
+    peer_interferer : str
+        `any`: other speakers in every branch; `same`: other utterances of the same.
+    noise : NoiseFolder or None
+    rooms : RoomFolder or None
+
+    Raises
+    ------
+    DataError
+        If there are too few speakers.
+    """
+
+    def __init__(
+        self,
+        pool,
+        mixing,
+        chunk_samples,
+        sample_rate,
+        branches=1,
+        peers="drawn",
+        peer_interferer="any",
+        noise=None,
+        rooms=None,
+    ):
+        self.pool, self.mixing = pool, mixing
+        self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
+        self.branches, self.peer_interferer = branches, peer_interferer
+        self.microphones = peers == "microphones"
+        self.noise, self.rooms = noise, rooms
+        self._check()
+
+    def _check(self):
+        others = max(self.mixing.n_interferers)
+        if self.peer_interferer == "any" and not self.microphones:
+            others *= self.branches
+        needed = 1 + others + (self.mixing.absent > 0)
+        if self.pool.n_speakers < needed:
+            raise DataError(
+                f"{self.pool.tables[0].path}: {needed} speakers are needed for one "
+                f"item, but there are {self.pool.n_speakers}; add speakers, or lower "
+                "n_interferers"
+            )
+        if self.microphones and self.rooms is None:
+            raise DataError(
+                "peers: microphones needs rooms: simulate them (tse rooms -o ROOMS) "
+                "and give rooms_folder in mixing"
+            )
+
+    def draw(self, rng):
+        """Draws a scene.
+
+        Arguments
+        ---------
+        rng : np.random.Generator
+            See `peers.item_rng`.
+
+        Returns
+        -------
+        Scene
+        """
+        mixing = self.mixing
+        count = int(rng.choice(mixing.n_interferers))
+        speed = int(rng.choice(mixing.speeds))
+        overlap = rng.uniform(*mixing.overlap)
+        target, enrollment, speaker = self.pool.draw_target(rng)
+        # All talk for the same time, which overlaps by the share drawn.
+        talk = self._cut(target, self.chunk_samples / (2 - overlap), speed, rng)
+        samples = min(self.chunk_samples, round(talk.samples * (2 - overlap)))
+        pause = samples - talk.samples
+        first = bool(rng.integers(2))
+        target = talk._replace(offset=0 if first else pause)
+
+        def cut(utterance):
+            speed = int(rng.choice(mixing.speeds))
+            talk = self._cut(utterance, target.samples, speed, rng)
+            return talk._replace(offset=pause if first else 0)
+
+        present = {speaker}
+        drawn = self.pool.draw_others(count, present, rng)
+        interferers = [tuple(cut(utterance) for utterance, _ in drawn)]
+        absent = bool(rng.random() < mixing.absent)
+        if absent:
+            ((enrollment, speaker),) = self.pool.draw_others(1, present, rng)
+        enrollment = self._cut(enrollment, self.chunk_samples, speed, rng)
+        # What is drawn from here on depends on the number of branches.
+        while len(interferers) < self.branches and not self.microphones:
+            if self.peer_interferer == "any":
+                others = self.pool.draw_others(count, present, rng)
+                utterances = [utterance for utterance, _ in others]
+            else:
+                utterances = [self.pool.draw_of(person, rng) for _, person in drawn]
+            interferers.append(tuple(map(cut, utterances)))
+        return Scene(
+            samples,
+            target,
+            tuple(interferers),
+            absent,
+            enrollment,
+            speaker,
+            int(rng.integers(self.branches)),
+            self._draw_place(1 + sum(map(len, interferers)), self.branches, rng),
+            self._draw_place(1, 1, rng),
+            tuple(self._draw_noises(samples, self.branches, rng)),
+            next(self._draw_noises(enrollment.samples, 1, rng), None),
+        )
+
+    def _cut(self, utterance, samples, speed, rng):
+        """A piece of an utterance, of at most so many samples, as loud as drawn."""
+        ratio = utterance.rate * speed / 100 / self.sample_rate
+        frames = min(utterance.length, math.ceil(samples * ratio))
+        start = int(rng.integers(utterance.length - frames + 1))
+        wanted = rng.uniform(*self.mixing.loudness)
+        gain = 1.0
+        if not math.isnan(utterance.loudness):
+            gain = 10 ** ((wanted - utterance.loudness) / 20)
+        samples = max(1, min(int(samples), round(frames / ratio)))
+        start += utterance.start
+        return Talk(utterance, start, frames, speed, gain, offset=0, samples=samples)
+
+    def _draw_place(self, n_talkers, branches, rng):
+        if self.rooms is None or rng.random() >= self.mixing.reverberant:
+            if not self.microphones:
+                return None
+        room = self.rooms.draw(n_talkers, rng)
+        available = self.rooms.n_microphones(room)
+        if not self.microphones:
+            # All peers are heard by one: they differ by their interferers.
+            return Place(room, (int(rng.integers(available)),) * branches)
+        if available < branches:
+            raise DataError(
+                f"{self.mixing.rooms_folder}: a room has {available} microphones, "
+                f"but {branches} peers need as many; give n_peers, or simulate rooms "
+                "with more"
+            )
+        microphones = rng.permutation(available)[:branches]
+        return Place(room, tuple(int(x) for x in microphones))
+
+    def _draw_noises(self, samples, count, rng):
+        if self.noise is None:
+            return
+        for _ in range(count):
+            snr = float(rng.uniform(*self.mixing.snr))
+            yield Noise(self.noise.draw(samples, rng), snr)
+
+
+def open_pool(tables, data_root, balance):
+    """Opens the tables that training items are drawn from.
+
+    Arguments
+    ---------
+    tables : str, Path or dict
+        A table, or {table: weight}.
+    data_root : str or None
+        What "{data_root}" in them stands for.
+    balance : str
+        See `Mixing`.
+
+    Returns
+    -------
+    SpeechPool
+    """
+    weights = tables if isinstance(tables, dict) else {tables: 1.0}
+    opened = {SpeechTable(path, data_root): x for path, x in weights.items()}
+    return SpeechPool(opened, balance)
