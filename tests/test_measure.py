@@ -1,4 +1,4 @@
-"""What is trained for, of the present and of the absent, with a level or without."""
+"""What is trained for: talkers and the absent, with a level or without."""
 
 import math
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+from test_docs import ROOT, blocks
 
 from speechbrain_peer.data.rooms import (
     RoomFolder,
@@ -104,7 +105,6 @@ def test_draws_are_of_one_room_and_of_different_places(tmp_path):
             write(tmp_path / room / f"{talker}.wav", response((20, 30)))
     write(tmp_path / "hall.wav", response((20, 30, 40, 50)))
     rooms, generator = RoomFolder(tmp_path, RATE), rng()
-    assert rooms.microphones == 2
     for n_talkers, expected in (
         (1, {"a", "b/c", "b/d", "."}),
         (2, {"a", "b/c", "b/d"}),
@@ -113,6 +113,8 @@ def test_draws_are_of_one_room_and_of_different_places(tmp_path):
     ):
         placements = [rooms.draw(n_talkers, generator) for _ in range(60)]
         assert {placement.room for placement in placements} == expected
+        for placement in placements:
+            assert rooms.n_microphones(placement) == (4 if placement.room == "." else 2)
         assert {len(set(placement.talkers)) for placement in placements} == {n_talkers}
     assert rooms.draw(3, rng(5)) == RoomFolder(tmp_path, RATE).draw(3, rng(5))
     with pytest.raises(DataError, match="responses from 7 positions, at most 6"):
@@ -131,6 +133,17 @@ def test_a_talker_keeps_its_power_at_the_first_microphone(tmp_path):
         powers = 10 * np.log10(np.square(heard).mean(axis=0) / np.square(speech).mean())
         assert powers[0] == pytest.approx(0, abs=0.2)
         assert powers[1] - powers[0] == pytest.approx(-20, abs=1)
+
+
+def test_microphones_can_be_chosen(tmp_path):
+    write(tmp_path / "room/0.wav", response((20, 5, 60)) * np.array([1, 2, 4]))
+    rooms = RoomFolder(tmp_path, RATE)
+    placement = rooms.draw(1, rng())
+    (every,) = rooms.responses(placement)
+    (chosen,) = rooms.responses(placement, microphones=(2, 0))
+    energy = np.square(every[:, 2]).sum()
+    np.testing.assert_allclose(chosen, every[:, [2, 0]] / np.sqrt(energy), rtol=1e-5)
+    assert np.square(chosen[:, 0]).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
@@ -163,11 +176,13 @@ def test_what_cannot_be_used_is_listed_at_once(tmp_path):
     write(tmp_path / "office/mono.wav", response((20,)))
     write(tmp_path / "hall/no samples.wav", np.zeros((0, 2)))
     (tmp_path / "hall/text.flac").write_text("no audio")
-    with pytest.raises(DataError, match="3 files cannot be used; replace") as caught:
+    write(tmp_path / "hall/song.wav", np.zeros((11 * RATE, 2)))
+    with pytest.raises(DataError, match="4 files cannot be used; replace") as caught:
         RoomFolder(tmp_path, RATE)
     for part in (
         "hall/no samples.wav: has no samples",
         "hall/text.flac: cannot be read as audio",
+        "hall/song.wav: lasts 11.0 s, but responses at most 10 s",
         "office/mono.wav: has 1 channels, others of its room 2",
     ):
         assert f"\n  {tmp_path / part}" in str(caught.value)
@@ -185,7 +200,7 @@ def test_what_breaks_later_is_named(tmp_path):
     cut.unlink()
     for room, reason in (
         ("nan", "NaN"),
-        ("silent", "silent at the first"),
+        ("silent", "silent at a microphone"),
         ("cut", "no such"),
     ):
         with pytest.raises(AudioError, match=reason) as caught:
@@ -198,3 +213,23 @@ def test_folders_without_rooms(tmp_path):
         RoomFolder(tmp_path / "absent", RATE)
     with pytest.raises(DataError, match="holds no responses; make them with"):
         RoomFolder(tmp_path, RATE)
+    for text in ("", "[]", "{}", "1"):
+        (tmp_path / "rooms.json").write_text(text)
+        with pytest.raises(DataError, match=r"rooms.json: is not what `tse rooms`"):
+            RoomFolder(tmp_path, RATE)
+
+
+def test_the_example_of_the_docs(tmp_path):
+    for talker in range(4):
+        write(tmp_path / f"rooms/office/{talker}.wav", response((20, 30)))
+    write(tmp_path / "noise/rain.wav", rng().uniform(-0.1, 0.1, 4000))
+    (code,) = blocks(ROOT / "docs/how-to/noise-and-rooms.md", "python")
+    exec(code, names := {})
+    anna, bob = rng().standard_normal((2, 8000))
+    folders = tmp_path / "rooms", tmp_path / "noise"
+    mixture, target = names["scene"](anna, bob, *folders, seed=1)
+    assert mixture.shape == target.shape == (8000, 2)
+    assert np.corrcoef(target[:, 0], anna)[0, 1] > 0.5
+    np.testing.assert_array_equal(
+        names["scene"](anna, bob, *folders, seed=1)[0], mixture
+    )

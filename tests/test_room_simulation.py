@@ -132,9 +132,9 @@ def test_the_reverberation_time_is_what_was_asked(pyroomacoustics, number, rt60)
 
 def test_rooms_are_read_as_they_were_simulated(few_rooms):
     rooms = RoomFolder(few_rooms, RATE)
-    assert rooms.microphones == 2
     for seed in range(5):
         placement = rooms.draw(2, np.random.default_rng(seed))
+        assert rooms.n_microphones(placement) == 2
         told = json.loads((few_rooms / placement.room / "room.json").read_text())
         plan, _ = draw_plan(FEW, int(placement.room[-6:]))
         np.testing.assert_allclose(told["talkers"], plan.talkers, atol=1e-3)

@@ -5,7 +5,9 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.data.mixing_metadata import MAX_AMPLITUDE
+from speechbrain_peer.data.noise import at_snr
 from speechbrain_peer.data.peers import item_rng
+from speechbrain_peer.data.rooms import direct, early, reverberate
 from speechbrain_peer.utils.audio import AudioError, read_at_rate
 from speechbrain_peer.utils.files import DataError
 
@@ -107,6 +109,8 @@ class Renderer:
 
     def __init__(self, drawer):
         self.sample_rate = drawer.sample_rate
+        self.noise, self.rooms = drawer.noise, drawer.rooms
+        self.cut = early if drawer.mixing.target_sound == "early" else direct
 
     def render(self, scene):
         """Renders a scene.
@@ -127,8 +131,13 @@ class Renderer:
             [self._read(talk, scene.samples) for talk in talks]
             for talks in scene.interferers
         ]
-        targets = np.stack([target] * len(others), axis=-1)
-        mixtures = targets + np.stack([sum(talks) for talks in others], axis=-1)
+        if scene.place is None:
+            targets = heard = np.stack([target] * len(others), axis=-1)
+            mixtures = heard + np.stack([sum(talks) for talks in others], axis=-1)
+        else:
+            heard, targets, mixtures = self._in_room(scene.place, target, others)
+        for branch, noise in enumerate(scene.noises):
+            mixtures[:, branch] += self._noise(noise, heard[:, branch])
         peak = np.abs(mixtures).max()
         scale = np.float32(MAX_AMPLITUDE / max(peak, MAX_AMPLITUDE))
         targets = np.zeros_like(mixtures) if scene.absent else targets * scale
@@ -136,7 +145,30 @@ class Renderer:
 
     def _enrollment(self, scene):
         speech = self._read(scene.enrollment, scene.enrollment.samples)
-        return speech
+        if scene.enrollment_place is not None:
+            placement, microphones = scene.enrollment_place
+            (response,) = self.rooms.responses(placement)
+            speech = reverberate(speech, response)[:, microphones[0]]
+        if scene.enrollment_noise is not None:
+            speech = speech + self._noise(scene.enrollment_noise, speech)
+        return np.ascontiguousarray(speech)
+
+    def _in_room(self, place, target, others):
+        """Target as heard, target as wanted, and mixtures, without noise."""
+        microphones = list(place.microphones)
+        first, *rest = self.rooms.responses(place.placement)
+        cut = self.cut(first, self.sample_rate)
+        heard = reverberate(target, first)[:, microphones]
+        targets = reverberate(target, cut)[:, microphones]
+        mixtures = heard.copy()
+        responses = iter(rest)
+        for branch, talks in enumerate(others):
+            # Peers that are microphones have the same interferers, given once.
+            here = slice(None) if len(others) == 1 else slice(branch, branch + 1)
+            for speech in talks:
+                sound = reverberate(speech, next(responses))
+                mixtures[:, here] += sound[:, microphones[here]]
+        return heard, targets, mixtures
 
     def _read(self, talk, samples):
         """A talk, where it is in a signal of so many samples."""
@@ -147,3 +179,6 @@ class Renderer:
         end = min(samples, talk.offset + len(speech))
         signal[talk.offset : end] = speech[: end - talk.offset] * np.float32(talk.gain)
         return signal
+
+    def _noise(self, noise, speech):
+        return at_snr(self.noise.read(noise.cut), speech, noise.snr)

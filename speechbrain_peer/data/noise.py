@@ -99,7 +99,7 @@ class NoiseFolder:
                 read_header(self.folder / name)
             except AudioError as error:
                 problems.append(str(error))
-        refuse_rows(self.folder, problems, "replace or remove them", "files")
+        refuse_rows(self.folder, problems, "replace or remove them", what="files")
 
     def draw(self, frames, rng):
         """Draws a file, each equally likely, and a place in it.

@@ -31,6 +31,7 @@ DEVICE_HEIGHT = (0.7, 1.5)
 TABLE_RADIUS, TABLE_HEIGHT = 0.7, 0.75
 PHONES_APART = 0.2
 
+SPEED_OF_SOUND = 343.0  # m/s, what pyroomacoustics reckons with
 # Walls take at most 95 % of the energy, and images are left out that have lost 50 dB.
 MOST_ABSORBED = 3.0  # -ln(1 - 0.95)
 WEAKEST_IMAGE = 50
@@ -143,7 +144,13 @@ def check_finished(folder):
     record = Path(folder, RECORD)
     if not record.exists():
         return
-    n_rooms = json.loads(record.read_text(encoding="utf-8"))["n_rooms"]
+    try:
+        n_rooms = json.loads(record.read_text(encoding="utf-8"))["n_rooms"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{record}: is not what `tse rooms` writes; simulate the rooms again, or "
+            "delete it where they are measured ones"
+        ) from error
     done = len(list(Path(folder).glob(f"*/{DESCRIPTION}")))
     if done != n_rooms:
         raise DataError(
@@ -218,23 +225,23 @@ def simulate(plan, rt60, sample_rate):
         for talker in plan.talkers:
             room.add_source(talker)
         room.compute_rir()
-        return list(zip(*room.rir, strict=True)), room.c
+        return list(zip(*room.rir, strict=True))
 
     # Sabine's formula is far off where rooms are not diffuse, so it is only the start.
     length, width, height = plan.size
     surface = 2 * (length * width + length * height + width * height)
-    absorbed = 24 * math.log(10) / 343 * plan.size.prod() / (surface * rt60)
+    absorbed = 24 * math.log(10) / SPEED_OF_SOUND * plan.size.prod() / (surface * rt60)
     one_pair = plan._replace(microphones=plan.microphones[:1], talkers=plan.talkers[:1])
     for _ in range(2):
         absorbed = min(absorbed, MOST_ABSORBED)
-        ((response,),), _ = respond(absorbed, one_pair)
+        ((response,),) = respond(absorbed, one_pair)
         absorbed *= measure(response, sample_rate, decay_db=30) / rt60
-    responses, speed_of_sound = respond(min(absorbed, MOST_ABSORBED), plan)
+    responses = respond(min(absorbed, MOST_ABSORBED), plan)
     measured = measure(responses[0][0], sample_rate, decay_db=30)
 
     gaps = plan.talkers[:, None] - plan.microphones
     nearest = np.linalg.norm(gaps, axis=-1).min()
-    lead = int(nearest / speed_of_sound * sample_rate)
+    lead = int(nearest / SPEED_OF_SOUND * sample_rate)
     return [_trimmed(channels, lead) for channels in responses], measured
 
 

@@ -26,6 +26,10 @@ DIRECT = 0.0015
 """Seconds that the direct sound lasts; its filter's ripple, but no reflection."""
 
 
+LONGEST = 10
+"""Seconds of a response; what is longer is music, say, and no response."""
+
+
 class Placement(NamedTuple):
     """Talkers that have been drawn into a room."""
 
@@ -49,16 +53,11 @@ class RoomFolder:
     sample_rate : int
         In Hz; responses of another rate are resampled when they are read.
 
-    Attributes
-    ----------
-    microphones : int
-        How many there are in every room, at least.
-
     Raises
     ------
     DataError
-        If there are none, files cannot be read, or those of a room differ in their
-        number of channels; lists the files.
+        If there are none, files cannot be read or are longer than `LONGEST`, or those
+        of a room differ in their number of channels; lists the files.
 
     Example
     -------
@@ -83,7 +82,7 @@ class RoomFolder:
         names = find_sounds(self.folder)
         if not names:
             raise DataError(f"{folder}: holds no responses; make them with `tse rooms`")
-        self.microphones = _count_microphones(self.folder, names)
+        self._channels = _count_channels(self.folder, names)
         rooms = {}
         for name in names:
             room, file = PurePosixPath(name).parent.as_posix(), name.split("/")[-1]
@@ -128,7 +127,22 @@ class RoomFolder:
         drawn = rng.choice(len(files), n_talkers, replace=False)
         return Placement(room, tuple(files[place] for place in drawn))
 
-    def responses(self, placement):
+    def n_microphones(self, placement):
+        """Tells how many microphones a drawn room has.
+
+        Arguments
+        ---------
+        placement : Placement
+            What `draw` returns.
+
+        Returns
+        -------
+        int
+        """
+        name = PurePosixPath(placement.room, placement.talkers[0])
+        return self._channels[name.as_posix()]
+
+    def responses(self, placement, microphones=None):
         """Reads the responses of a drawn room.
 
         Each is scaled to unit energy at the first microphone: there a talker keeps the
@@ -139,6 +153,8 @@ class RoomFolder:
         ---------
         placement : Placement
             What `draw` returns.
+        microphones : sequence of int, optional
+            Which ones, by number from 0, and in which order; all if None.
 
         Returns
         -------
@@ -148,21 +164,20 @@ class RoomFolder:
         Raises
         ------
         AudioError
-            If a file cannot be used, or is silent at the first microphone.
+            If a file cannot be used, or is silent at the first of the microphones.
         """
         room = self.folder / placement.room
-        return [self._response(room / name) for name in placement.talkers]
+        chosen = slice(None) if microphones is None else list(microphones)
+        return [self._response(room / name, chosen) for name in placement.talkers]
 
-    def _response(self, path):
+    def _response(self, path, microphones):
         samples, rate = read_channels(path)
-        response = samples
+        response = samples[:, microphones]
         if rate != self.sample_rate:
-            response = soxr.resample(samples, rate, self.sample_rate)
+            response = soxr.resample(response, rate, self.sample_rate)
         energy = np.square(response[:, 0]).sum()
         if not energy:
-            raise AudioError(
-                f"{path}: is silent at the first microphone; remove or replace it"
-            )
+            raise AudioError(f"{path}: is silent at a microphone; remove or replace it")
         return response / np.sqrt(energy)
 
 
@@ -272,21 +287,26 @@ def direct_taps(response):
     return np.where(higher, following, first)
 
 
-def _count_microphones(folder, names):
-    """The fewest channels of a room; all headers are read."""
-    channels, problems = {}, []
+def _count_channels(folder, names):
+    """How many channels each file has; those of a room have as many."""
+    counts, of_room, problems = {}, {}, []
     for name in tqdm(names, desc="Checking rooms", unit="file", delay=2):
         room = PurePosixPath(name).parent
         try:
-            n_channels = read_header(folder / name).channels
+            length, sample_rate, counts[name] = read_header(folder / name)
         except AudioError as error:
             problems.append(str(error))
             continue
-        expected = channels.setdefault(room, n_channels)
-        if expected != n_channels and room.parts:
+        expected = of_room.setdefault(room, counts[name])
+        if expected != counts[name] and room.parts:
             problems.append(
-                f"{folder / name}: has {n_channels} channels, others of its room "
+                f"{folder / name}: has {counts[name]} channels, others of its room "
                 f"{expected}"
             )
-    refuse_rows(folder, problems, "replace or remove them", "files")
-    return min(channels.values())
+        elif length > LONGEST * sample_rate:
+            problems.append(
+                f"{folder / name}: lasts {length / sample_rate:.1f} s, but responses "
+                f"at most {LONGEST} s"
+            )
+    refuse_rows(folder, problems, "replace or remove them", what="files")
+    return counts

@@ -259,7 +259,7 @@ class PeerLearning:
         embeddings : torch.Tensor
             (batch, embedding).
         targets : torch.Tensor
-            (peers, batch, time), or (batch, time), the same for all peers.
+            (batch, time), the same for all peers, or (peers, batch, time).
         lens : torch.Tensor or None
             Relative lengths of mixtures and targets, (batch,).
         coin : torch.Tensor or None

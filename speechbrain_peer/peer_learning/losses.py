@@ -72,7 +72,7 @@ class PeerLoss:
         outputs : speechbrain_peer.peer_learning.exchange.Outputs
             Waveforms (peers * batch, scales, time).
         targets : torch.Tensor
-            (peers, batch, time), or (batch, time), the same for all peers; zero where
+            (batch, time), the same for all peers, or (peers, batch, time); zero where
             the talker is absent.
         lens : torch.Tensor or None
             Relative lengths (batch,).
