@@ -1,10 +1,12 @@
 """Enrollment maps: drawn ones keep the rule, given ones are checked."""
 
+import copy
 from pathlib import Path
 
 import pytest
 
 from speechbrain_peer.data.enrollments import (
+    add_absent_enrollments,
     add_enrollments,
     draw_enrollment_map,
     find_enrollment_map,
@@ -57,6 +59,35 @@ def test_enrollments_reach_the_manifest(rows, prepared, tmp_path):
         assert row["enrollment"] == f"{{data_root}}/{FOLDER}/{file}.wav"
         path = Path(row["enrollment"].format(data_root=prepared.data_root))
         assert audio_length(path) == row["enrollment_length"]
+
+
+def test_the_absent_enrollment_is_of_nobody_in_the_mixture(rows, prepared):
+    add_absent_enrollments(rows, seed=1)
+    drawn = {item_id: row["absent_enrollment"] for item_id, row in rows.items()}
+    for row in rows.values():
+        path = Path(row["absent_enrollment"].format(data_root=prepared.data_root))
+        assert audio_length(path) == row["absent_enrollment_length"]
+        utterance = path.stem.split("_")[int(path.parent.name[1]) - 1]
+        assert utterance.split("-")[0] not in speakers_of(row)
+    # A function of seed and item, and not one talker for all.
+    for seed, same in ((1, True), (2, False)):
+        other = copy.deepcopy(dict(reversed(rows.items())))
+        add_absent_enrollments(other, seed)
+        found = {item_id: row["absent_enrollment"] for item_id, row in other.items()}
+        assert (found == drawn) == same
+    assert len(set(drawn.values())) > 4
+
+
+def test_where_everybody_is_in_the_mixture_nobody_is_absent(rows):
+    pair = speakers_of(next(iter(rows.values())))
+    rows = {item_id: row for item_id, row in rows.items() if speakers_of(row) <= pair}
+    add_absent_enrollments(rows, seed=1)
+    assert rows and not any("absent_enrollment" in row for row in rows.values())
+
+
+def speakers_of(row):
+    """The speakers in a row of a manifest."""
+    return {source["speaker"] for source in (row["target"], *row["interferers"])}
 
 
 def test_map_without_line_for_a_target(rows, tmp_path):

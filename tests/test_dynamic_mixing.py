@@ -177,6 +177,76 @@ def test_all_peers_have_one_target_and_other_interferers(make_drawn):
         assert len(set.union(*map(tones, rests))) == 4
 
 
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    """A room of three microphones: delays and levels of its own at each position."""
+    folder = tmp_path_factory.mktemp("rooms")
+    (folder / "office").mkdir()
+    for k in range(8):
+        response = np.zeros((1200, 3))
+        for microphone in range(3):
+            response[100 + 7 * k * microphone, microphone] = 0.5 / (1 + microphone)
+            response[900, microphone] = 0.03
+        soundfile.write(folder / f"office/{k}.wav", response, RATE, "FLOAT")
+    return folder
+
+
+def test_peers_are_the_microphones_of_a_room(make_drawn, rooms):
+    dataset, items = make_drawn(
+        peers="microphones",
+        n_peers=3,
+        rooms_folder=str(rooms),
+        target_sound="direct",
+        loudness=[-30, -30],
+    )
+    items.set_epoch(1)
+    delays = set()
+    for item in dataset:
+        mixtures, targets = item["mixture_sig"], item["target_sig"]
+        assert mixtures.shape == targets.shape == (len(mixtures), 3)
+        levels = targets.square().mean(0).sqrt()
+        assert levels.sort().values / levels.max() == pytest.approx(
+            [1 / 3, 1 / 2, 1], rel=0.05
+        )
+        # All hear the same talkers.
+        assert len({frozenset(tones(mixture)) for mixture in mixtures.T}) == 1
+        spectra = torch.fft.rfft(targets.T, 2 * len(targets))
+        shift = torch.fft.irfft(spectra[0] * spectra[1].conj()).argmax()
+        delays.add(int(shift))
+    assert len(delays) > 4
+
+
+def test_in_a_room_peers_share_target_and_microphone(make_drawn, rooms):
+    dataset, items = make_drawn(rooms_folder=str(rooms), reverberant=0.5)
+    heard = 0
+    for item in epoch_items(dataset, items, 1).values():
+        # The echo after 0.1 s is too late to be wanted.
+        late = item["mixture_sig"] - item["target_sig"]
+        heard += bool(late[: CHUNK // 8].any() and tones(late) >= set())
+        assert tones(item["target_sig"]) == tones(item["enrollment_sig"])
+    assert heard == 24
+    dataset, _ = make_drawn(peers="microphones", n_peers=4, rooms_folder=str(rooms))
+    with pytest.raises(DataError, match=r"4 peers need as many microphones.* has 3"):
+        dataset[0]
+
+
+def test_noise_is_at_the_snr_drawn_in_each_branch(make_drawn, tmp_path):
+    noise = np.random.default_rng(0).normal(size=RATE * 3)
+    soundfile.write(tmp_path / "rain.wav", 0.1 * noise, RATE)
+    noisy = epoch_items(*make_drawn(noise_folder=str(tmp_path), snr=[6, 6]), 1)
+    # Noise is drawn last, so that all else is the same.
+    for item_id, quiet in epoch_items(*make_drawn(), 1).items():
+        item = noisy[item_id]
+        added = [item[key] - quiet[key] for key in ("mixture_sig", "peer_sig")]
+        power = quiet["target_sig"].square().mean()
+        for noise in added:
+            snr = 10 * torch.log10(power / noise.square().mean())
+            assert snr == pytest.approx(6, abs=0.3)
+        assert not torch.equal(*added)
+        assert torch.equal(item["target_sig"], quiet["target_sig"])
+        assert not torch.equal(item["enrollment_sig"], quiet["enrollment_sig"])
+
+
 def test_mixtures_do_not_clip(make_drawn):
     dataset, items = make_drawn(loudness=[0, 0], n_interferers=[3], peers="off")
     for item in epoch_items(dataset, items, 1).values():

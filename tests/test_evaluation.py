@@ -80,6 +80,7 @@ def test_noise_has_its_level_and_falls_with_frequency(trials):
 
 
 def test_the_absent_are_absent(trials):
+    trials = [trial._replace(absent_enrollment=None) for trial in trials]  # to be drawn
     enrollments = {trial.enrollment.tobytes(): trial.speakers[0] for trial in trials}
     for trial in vary(trials, absent_target(trials)):
         assert enrollments[trial.enrollment.tobytes()] not in trial.speakers
@@ -189,6 +190,9 @@ def test_the_command_writes_tables(tmp_path, prepared, capsys, monkeypatch):
     result = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert result["conditions"]["as they are"]["items"] == 12
     assert result["match"]["rights"] + result["match"]["wrongs"] == 12
+    assert result["presence"]["absent_items"] == 12
+    assert result["presence"]["roc"].keys() == {"level", "match"}
+    assert "12 mixtures with the enrollment of somebody absent" in text
     assert result["chunks"]["recordings"] > 1
 
 
@@ -210,6 +214,8 @@ def test_what_two_speakers_cannot_give_is_left_out(tmp_path, prepared, capsys):
     rows = read_manifest(prepared.manifests["test"])
     two = speakers_of(next(iter(rows.values())))
     rows = {item: row for item, row in rows.items() if speakers_of(row) == two}
+    for row in rows.values():
+        del row["absent_enrollment"], row["absent_enrollment_length"]
     write_manifest(tmp_path / "two.json", rows)
     export(tmp_path / "model")
     calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
@@ -219,7 +225,7 @@ def test_what_two_speakers_cannot_give_is_left_out(tmp_path, prepared, capsys):
     result = strict_json((tmp_path / "out/evaluation.json").read_text())
     assert result["left_out"].keys() == {"a third talker", "absent target"}
     assert len(result["conditions"]) == 8
-    assert result["match"]["absent"] is None
+    assert result["match"]["absent"] is None and result["presence"] is None
     text = capsys.readouterr().out
     assert "Left out: a third talker (no interferer is absent from mixture" in text
     assert " - of those with the enrollment of somebody absent" in text

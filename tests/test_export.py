@@ -54,8 +54,9 @@ def test_export_holds_the_trained_stages_and_nothing_else(tmp_path):
     modules, hparams = load_model(folder)
     assert tuple(modules) == FOLDED
     for_foreign_class = {"stages", "pretrainer"}
-    assert set(hparams) == {*FOLDED, "sample_rate", "modules", *for_foreign_class}
-    assert hparams["sample_rate"] == 8000
+    of_all = {"sample_rate", "level", "modules"}
+    assert set(hparams) == {*FOLDED, *of_all, *for_foreign_class}
+    assert (hparams["sample_rate"], hparams["level"]) == (8000, "mixture")
     assert same_weights(modules, trained)
     assert {path.name for path in folder.iterdir()} == {YAML, WEIGHTS, "custom.py"}
 

@@ -10,6 +10,7 @@ from tiny_model import TRAINING_YAML, build, export
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.data.manifests import read_manifest, write_manifest
 from speechbrain_peer.evaluation import calibration
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.trials import Trial
@@ -269,10 +270,13 @@ def test_only_a_folder_is_calibrated(name, prepared, capsys):
     assert f"tse: error: {name}: no such folder" in capsys.readouterr().err
 
 
-def test_too_few_speakers_leave_the_model_as_it_is(tmp_path, prepared, monkeypatch):
+def test_too_few_speakers_leave_the_model_as_it_is(tmp_path, prepared):
     export(tmp_path / "model")
-    monkeypatch.setattr("speechbrain_peer.evaluation.calibration.MOST_TRIALS", 1)
-    calibrate(tmp_path / "model", prepared.manifests["dev"], prepared.data_root)
+    rows = read_manifest(prepared.manifests["dev"])
+    item_id, row = next(iter(rows.items()))
+    del row["absent_enrollment"], row["absent_enrollment_length"]
+    write_manifest(tmp_path / "one.json", {item_id: row})
+    calibrate(tmp_path / "model", tmp_path / "one.json", prepared.data_root)
     assert not TargetSpeechExtraction.from_hparams(tmp_path / "model").tells_match
 
 

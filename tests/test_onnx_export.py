@@ -1,6 +1,7 @@
 """ONNX graphs: PyTorch's outputs at any length and batch size, and what they say."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -25,11 +26,11 @@ def noise(*shape, seed=0):
     return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def export_small(folder, causal=False, n_blocks=2, seed=7):
+def export_small(folder, causal=False, n_blocks=2, seed=7, level="mixture"):
     """Exports the tiny model with fewer blocks, as tracing takes its time for each."""
     text = TRAINING_YAML
     for old, new in (
-        ("seed: 7\n", f"seed: {seed}\n"),
+        ("seed: 7\n", f"seed: {seed}\nlevel: {level}\n"),
         ("n_blocks: 3", f"n_blocks: {n_blocks}"),
         ("n_repeats: 2", "n_repeats: 1"),
         ("adapted_block: 2", f"adapted_block: 0\n    causal: {causal}"),
@@ -53,7 +54,10 @@ class Exported:
         need_extra()
         import onnxruntime
 
-        source = export_small(folder / "model", causal, n_blocks=1 if causal else 2)
+        self.level = "network" if causal else "mixture"
+        source = export_small(
+            folder / "model", causal, n_blocks=1 if causal else 2, level=self.level
+        )
         self.model = TargetSpeechExtraction.from_hparams(source)
         self.folder = export_onnx(source, folder / "süße Graphen")
         self.sessions = [
@@ -117,6 +121,7 @@ def test_graphs_say_how_to_use_them(exported):
         metadata = session.get_modelmeta().custom_metadata_map
         assert metadata.pop("sample_rate") == str(SAMPLE_RATE)
         assert metadata.pop("shortest_samples") == str(SHORTEST)
+        assert metadata.pop("level") == exported.level
         assert "Target speech extraction" in metadata.pop("description")
         assert not metadata
         *_, waveform = sorted(session.get_inputs(), key=lambda node: node.name)
@@ -137,7 +142,7 @@ def test_graphs_of_another_model_are_refused(exported, tmp_path):
     speech, embedding = noise(1, 4000), noise(1, 16, seed=1)
     for name, network, inputs in (
         (NAMES[0], SpeakerNetwork, (speech,)),
-        (NAMES[1], Extractor, (speech, embedding)),
+        (NAMES[1], partial(Extractor, level=exported.level), (speech, embedding)),
     ):
         path = exported.folder / name
         check_onnx(path, network(exported.model.mods), inputs)

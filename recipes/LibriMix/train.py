@@ -33,7 +33,7 @@ from speechbrain_peer.training.options import load_hparams, read_options
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.messages import hide_warnings_of_others, one_line
 from speechbrain_peer.utils.runtime import keep_freed_memory
-from speechbrain_peer.utils.signal import match_level, sample_mask, si_snr
+from speechbrain_peer.utils.signal import sample_mask, set_level, si_snr
 
 
 class PeerBrain(SafeBrain):
@@ -59,7 +59,7 @@ class PeerBrain(SafeBrain):
         )
 
     def compute_objectives(self, predictions, batch, stage):
-        """Negative SI-SNR; at evaluation of what is extracted."""
+        """The negative measure; at evaluation of what is extracted."""
         targets, lens = batch.target_sig
         if stage == sb.Stage.TRAIN:
             targets = targets.movedim(-1, 0)
@@ -69,8 +69,11 @@ class PeerBrain(SafeBrain):
             return loss
         if stage == sb.Stage.TEST:
             self.submit_scores(predictions, batch)
-        losses = -si_snr(predictions, targets, lens)
-        self.totals.add(loss=losses.double().sum(), items=len(losses))
+        mixtures = batch.mixture_sig.data
+        losses = -self.hparams.measure(predictions, targets, mixtures, lens)
+        si_snrs = si_snr(predictions, targets, lens)
+        sums = {"loss": losses.double().sum(), "si_snr": si_snrs.double().sum()}
+        self.totals.add(items=len(losses), **sums)
         return losses.mean()
 
     def fit_batch(self, batch):
@@ -108,11 +111,12 @@ class PeerBrain(SafeBrain):
             valid_loss = totals["loss"] / totals["items"]
             if not (math.isfinite(valid_loss) and self.weights_are_finite()):
                 valid_loss = math.inf
-            self.end_epoch(valid_loss, totals["seconds"], epoch)
+            valid_si_snr = totals["si_snr"] / totals["items"]
+            self.end_epoch(valid_loss, valid_si_snr, totals["seconds"], epoch)
         elif if_main_process():
             self.report_test()
 
-    def end_epoch(self, valid_loss, seconds, epoch):
+    def end_epoch(self, valid_loss, valid_si_snr, seconds, epoch):
         """Ends an epoch: learning rate, early stopping, logs, curves, checkpoint."""
         self.hparams.epoch_counter.update_metric(valid_loss)
         lr, next_lr = self.hparams.lr_scheduler([self.optimizer], epoch, valid_loss)
@@ -121,7 +125,7 @@ class PeerBrain(SafeBrain):
             "step": self.optimizer_step,
             "train_loss": self.train_stats["loss"],
             "valid_loss": valid_loss,
-            "valid_si_snr": -valid_loss,
+            "valid_si_snr": valid_si_snr,
             "lr": lr,
             "skipped_steps": self.train_stats["skipped_steps"],
             "seconds": self.train_stats["seconds"] + seconds,
@@ -131,7 +135,7 @@ class PeerBrain(SafeBrain):
             logger.log_stats(
                 {"epoch": epoch, "lr": lr},
                 train_stats=self.train_stats,
-                valid_stats={"loss": valid_loss, "si_snr": -valid_loss},
+                valid_stats={"loss": valid_loss, "si_snr": valid_si_snr},
             )
         run_on_main(append_epoch, args=(self.hparams.output_folder, epoch, row))
         # The best epoch is one of those with this key.
@@ -143,7 +147,8 @@ class PeerBrain(SafeBrain):
         if not if_main_process():
             return
         mixtures, lens = batch.mixture_sig
-        estimates = match_level(estimates, mixtures, lens).cpu().numpy()
+        estimates = set_level(estimates, mixtures, lens, self.hparams.level)
+        estimates = estimates.cpu().numpy()
         lengths = sample_mask(lens, mixtures.shape[1], mixtures).sum(1).int().tolist()
         for index, (item_id, length) in enumerate(zip(batch.id, lengths, strict=True)):
             signals = {

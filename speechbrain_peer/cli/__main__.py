@@ -17,6 +17,7 @@ from speechbrain_peer.cli import (
     extract,
     info,
     prepare,
+    rooms,
 )
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.messages import (
@@ -30,6 +31,7 @@ COMMANDS = {
     "info": info,
     "demo": demo,
     "prepare": prepare,
+    "rooms": rooms,
     "evaluate": evaluate,
     "calibrate": calibrate,
     "export": export,

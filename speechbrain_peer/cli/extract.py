@@ -92,7 +92,7 @@ def run(options):
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                match = extract(model, embedding, job, options.channels)
+                match, present = extract(model, embedding, job, options.channels)
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
                 tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
@@ -100,9 +100,13 @@ def run(options):
             if match is not None and not told:
                 told = True
                 tqdm.write(MATCH_LEGEND, file=sys.stderr)
-            name = PIPE if job.output is None else printable(str(job.output))
+            columns = [PIPE if job.output is None else printable(str(job.output))]
+            if match is not None:
+                columns.append(f"{match:.2f}")
+            if present is not None:
+                columns.append(f"present {present:.0%}")
             tqdm.write(
-                name if match is None else f"{name}\t{match:.2f}",
+                "\t".join(columns),
                 # Audio is on standard output.
                 file=sys.stderr if job.output is None else sys.stdout,
             )
@@ -178,19 +182,25 @@ def extract(model, embedding, job, channels):
 
     Returns
     -------
-    float or None
+    match : float or None
         The match score; None from a model that tells none.
+    present : float or None
+        Share of the seconds in which the person speaks, in any channel; None from a
+        model that does not tell.
     """
+    from speechbrain_peer.inference.presence import present_share
+
     with _readable(job.mixture) as mixture, _writable(job.output) as output:
-        _, match = model.extract_file(
+        _, match, *presence = model.extract_file(
             mixture,
             embeddings=embedding,
             output_path=output,
             residual_path=job.residual,
             channels=channels,
             return_match=True,
+            return_presence=model.tells_presence,
         )
-    return match
+    return match, present_share(*presence) if presence else None
 
 
 def _find(inputs):

@@ -19,13 +19,15 @@ def add_arguments(parser):
 def run(options):
     """Prints the description, and the card with examples to paste."""
     from speechbrain_peer.packaging.loading import (
+        level_of,
         load_card,
         load_model,
         locate_model,
     )
 
     modules, hparams = load_model(options.model, trust=options.trust)
-    print(printable(describe(modules, hparams["sample_rate"])))
+    level = level_of(hparams, options.model)
+    print(printable(describe(modules, hparams["sample_rate"], level)))
     card = load_card(options.model)
     if card:
         card = with_source(card, locate_model(options.model))
@@ -58,7 +60,7 @@ def with_source(card, source):
     return re.sub(r'\bsource="[^"]*"', lambda _: f"source={json.dumps(source)}", card)
 
 
-def describe(modules, sample_rate):
+def describe(modules, sample_rate, level="mixture"):
     """One line for each stage, with its class and parameters.
 
     Arguments
@@ -67,6 +69,8 @@ def describe(modules, sample_rate):
         The stages.
     sample_rate : int
         In Hz.
+    level : str
+        Where the level of outputs comes from; see `utils.signal.set_level`.
 
     Returns
     -------
@@ -77,6 +81,7 @@ def describe(modules, sample_rate):
     >>> from torch import nn
     >>> print(describe(nn.ModuleDict({"mask_head": nn.Linear(9, 99)}), 8000))
     sample rate  8000 Hz
+    level        mixture
     mask_head         990  torch.nn.modules.linear.Linear
     total             990  parameters
     """
@@ -85,7 +90,7 @@ def describe(modules, sample_rate):
         for name, stage in modules.items()
     }
     width = max(map(len, counts))
-    lines = [f"sample rate  {sample_rate} Hz"]
+    lines = [f"sample rate  {sample_rate} Hz", f"level        {level}"]
     for name, stage in modules.items():
         kind = f"{type(stage).__module__}.{type(stage).__qualname__}"
         lines.append(f"{name:{width}}  {counts[name]:>10,}  {kind}")

@@ -18,6 +18,7 @@ from speechbrain_peer.cli.page_guard import (
     temporary_files_inside,
 )
 from speechbrain_peer.evaluation.figures import extraction_figure
+from speechbrain_peer.inference.presence import present_share
 from speechbrain_peer.inference.recordings import BLOCK, read_start, resample_blocks
 
 LONGEST_DRAWN = 60.0
@@ -204,8 +205,8 @@ def extract_and_draw(model, mixture_path, voice_paths, output_path):
 
     Returns
     -------
-    match : str
-        What the match score says.
+    told : str
+        What the match score says, and for how long the voice was there.
     figure : matplotlib.figure.Figure
         Spectrograms of mixture and estimate.
     caption : str
@@ -216,15 +217,20 @@ def extract_and_draw(model, mixture_path, voice_paths, output_path):
     ValueError, OSError
         As `TargetSpeechExtraction.extract_file`.
     """
-    _, match = model.extract_file(
-        mixture_path, voice_paths, output_path=output_path, return_match=True
+    _, match, *presence = model.extract_file(
+        mixture_path,
+        voice_paths,
+        output_path=output_path,
+        return_match=True,
+        return_presence=model.tells_presence,
     )
+    told = [describe_match(match), *map(describe_presence, presence)]
     most = model.hparams.sample_rate
     (mixture, drawn_rate, rate), (estimate, *_) = (
         _start(path, most) for path in (mixture_path, output_path)
     )
     figure = extraction_figure(mixture, estimate, drawn_rate)
-    return describe_match(match), figure, _caption(output_path, drawn_rate, rate)
+    return "\n\n".join(told), figure, _caption(output_path, drawn_rate, rate)
 
 
 def describe_match(match):
@@ -250,6 +256,27 @@ def describe_match(match):
     if percent < _LIKELY_PERCENT:
         return f"Match: {percent} % - low: the voice may not be in this recording"
     return f"Match: {percent} % - likely this voice"
+
+
+def describe_presence(presence):
+    """Tells in words how long the voice is there.
+
+    Arguments
+    ---------
+    presence : torch.Tensor
+        Of every second, as `TargetSpeechExtraction.extract_file` gives it.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> import torch
+    >>> describe_presence(torch.tensor([True, False, False, False]))
+    'Present: 25 % of the time'
+    """
+    return f"Present: {100 * present_share(presence):.0f} % of the time"
 
 
 def _start(path, highest_rate):

@@ -10,6 +10,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_peer.data.drawn_items import DrawnItems
 from speechbrain_peer.data.manifests import read_listed_peers, read_manifest
+from speechbrain_peer.data.noise import NoiseFolder
+from speechbrain_peer.data.rooms import RoomFolder
 from speechbrain_peer.data.scenes import SceneDrawer, open_pool
 from speechbrain_peer.data.training_items import TrainingItems
 from speechbrain_peer.utils.audio import read_audio
@@ -130,6 +132,7 @@ def drawn_set(
     if peers == "listed":
         raise DataError("drawn mixtures have no listed peers: give --peers drawn")
     pool = open_pool(tables, data_root, mixing.balance)
+    noise, rooms = mixing.noise_folder, mixing.rooms_folder
     drawer = SceneDrawer(
         pool,
         mixing,
@@ -138,6 +141,8 @@ def drawn_set(
         branches_of(peers, n_peers),
         peers,
         peer_interferer,
+        NoiseFolder(noise, sample_rate, "train") if noise else None,
+        RoomFolder(rooms, sample_rate) if rooms else None,
     )
     items = DrawnItems(drawer, seed)
     count = mixing.items_per_epoch or max(1, sum(map(len, pool.tables)) // 2)

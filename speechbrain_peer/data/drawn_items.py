@@ -5,7 +5,9 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.data.mixing_metadata import MAX_AMPLITUDE
+from speechbrain_peer.data.noise import at_snr
 from speechbrain_peer.data.peers import item_rng
+from speechbrain_peer.data.rooms import direct, early, reverberate
 from speechbrain_peer.utils.audio import AudioError, read_at_rate
 from speechbrain_peer.utils.files import DataError
 
@@ -107,6 +109,8 @@ class Renderer:
 
     def __init__(self, drawer):
         self.sample_rate = drawer.sample_rate
+        self.noise, self.rooms = drawer.noise, drawer.rooms
+        self.cut = early if drawer.mixing.target_sound == "early" else direct
 
     def render(self, scene):
         """Renders a scene.
@@ -127,8 +131,19 @@ class Renderer:
             [self._read(talk, scene.samples) for talk in talks]
             for talks in scene.interferers
         ]
-        targets = np.stack([target] * len(others), axis=-1)
-        mixtures = targets + np.stack([sum(talks) for talks in others], axis=-1)
+        first, *rest = self._responses(scene.place, 1 + sum(map(len, others)))
+        wanted = None if first is None else self.cut(first, self.sample_rate)
+        # Peers have interferers of their own, or are the microphones of one scene.
+        heard, targets = (
+            np.tile(hear(target, response), len(others)) for response in (first, wanted)
+        )
+        responses = iter(rest)
+        mixtures = heard + np.concatenate(
+            [sum(hear(talk, next(responses)) for talk in talks) for talks in others],
+            axis=1,
+        )
+        for branch, noise in enumerate(scene.noises):
+            mixtures[:, branch] += self._noise(noise, heard[:, branch])
         peak = np.abs(mixtures).max()
         scale = np.float32(MAX_AMPLITUDE / max(peak, MAX_AMPLITUDE))
         targets = np.zeros_like(mixtures) if scene.absent else targets * scale
@@ -136,7 +151,17 @@ class Renderer:
 
     def _enrollment(self, scene):
         speech = self._read(scene.enrollment, scene.enrollment.samples)
-        return speech
+        (response,) = self._responses(scene.enrollment_place, 1)
+        speech = hear(speech, response)[:, 0]
+        if scene.enrollment_noise is not None:
+            speech = speech + self._noise(scene.enrollment_noise, speech)
+        return np.ascontiguousarray(speech)
+
+    def _responses(self, place, n_talkers):
+        """That of each talker; None where there is no room."""
+        if place is None:
+            return [None] * n_talkers
+        return self.rooms.responses(place.placement, place.microphones)
 
     def _read(self, talk, samples):
         """A talk, where it is in a signal of so many samples."""
@@ -147,3 +172,11 @@ class Renderer:
         end = min(samples, talk.offset + len(speech))
         signal[talk.offset : end] = speech[: end - talk.offset] * np.float32(talk.gain)
         return signal
+
+    def _noise(self, noise, speech):
+        return at_snr(self.noise.read(noise.cut), speech, noise.snr)
+
+
+def hear(speech, response):
+    """A talker at microphones (time, microphones); without a room there is one."""
+    return speech[:, None] if response is None else reverberate(speech, response)

@@ -1,5 +1,8 @@
 """Enrollment maps: which file enrolls the target of each dev or test mixture.
 
+Every row also gets, if there are speakers enough, the enrollment of somebody who is not
+in its mixture: the fixed trial of an absent talker, which stands in the manifest alone.
+
 A map is a text file in the format of the public lists for Libri2Mix, one line
 `mixture_ID target_utterance_ID s<k>/<mixture_ID>` for each target. The last field is
 a file of the same subset: <subset folder>/s<k>/<mixture_ID>.wav. Where names hold
@@ -179,6 +182,28 @@ def add_enrollments(rows, map_path, subset_folder):
         problems,
         "correct the map, or leave enrollment_maps out to draw one",
     )
+
+
+def add_absent_enrollments(rows, seed):
+    """Draws, for every row, the enrollment of somebody who is not in its mixture.
+
+    Where all speakers of the subset are in the mixture, the row gets none.
+
+    Arguments
+    ---------
+    rows : dict
+        The manifest of a dev or test subset; each row gets `absent_enrollment`, the
+        path, and `absent_enrollment_length`, the samples of its speech.
+    seed : int
+        The draws are a function of it and of the data, not of the order of the rows.
+    """
+    pool = SourcePool(rows)
+    for item_id, row in rows.items():
+        # Another stream than that of the target's own enrollment.
+        source = pool.draw_absent(row, item_rng(seed, 0, f"{item_id} absent"))
+        if source is not None:
+            row["absent_enrollment"] = source["path"]
+            row["absent_enrollment_length"] = source["length"]
 
 
 def _utterance_of(file):

@@ -13,7 +13,7 @@ SUBSETS = {
     "test": "test-clean",
 }
 
-# What preparation can be asked for, by argument.
+# What preparation and the simulation of rooms can be asked for, by argument.
 CHOICES = {
     "subsets": tuple(SUBSETS),
     "sample_rate": (8000, 16000),
@@ -22,6 +22,7 @@ CHOICES = {
     "peers": ("off", "listed", "drawn", "microphones"),
     "peer_interferer": ("any", "same"),
     "mixtures": ("listed", "drawn"),
+    "layout": ("device", "table", "mixed"),
 }
 
 

@@ -27,6 +27,8 @@ ROW = {
 }
 # Of dev and test.
 ENROLLMENT = {"enrollment": str, "enrollment_length": int}
+# Of somebody who is not in the mixture, where there is somebody.
+ABSENT_ENROLLMENT = {"absent_enrollment": str, "absent_enrollment_length": int}
 # 37 hours at 16 kHz.
 MOST_SAMPLES = 2**31 - 1
 SOURCE = {"path": str, "speaker": str, "utterance": str, "length": int}
@@ -297,8 +299,9 @@ def _read(path, data_root, problem_of):
 
 def _row_problem(row):
     problem = _lack(row, ROW)
-    if not problem and row.keys() & ENROLLMENT.keys():
-        problem = _lack(row, ENROLLMENT)
+    for fields in (ENROLLMENT, ABSENT_ENROLLMENT):
+        if not problem and row.keys() & fields.keys():
+            problem = _lack(row, fields)
     return problem or _sources_problem([row["target"], *row["interferers"]])
 
 

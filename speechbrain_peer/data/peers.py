@@ -121,7 +121,7 @@ class SourcePool:
             Sources of one peer: as many as the row has interferers, all of different
             speakers. What the caller draws in between does not repeat a draw.
         """
-        present = {source["speaker"] for source in (row["target"], *row["interferers"])}
+        present = _speakers_of(row)
         for _ in range(n_peers - 1):
             if peer_interferer == "same":
                 yield [self._draw_other_utterance(x, rng) for x in row["interferers"]]
@@ -129,6 +129,26 @@ class SourcePool:
             drawn = self._draw_other_speakers(len(row["interferers"]), present, rng)
             present |= {source["speaker"] for source in drawn}
             yield drawn
+
+    def draw_absent(self, row, rng):
+        """Draws an utterance of somebody who is not in the row.
+
+        Arguments
+        ---------
+        row : dict
+            A row of the manifest.
+        rng : np.random.Generator
+            See `item_rng`.
+
+        Returns
+        -------
+        source : dict or None
+            {path, speaker, utterance, length}; None if all speakers are in it.
+        """
+        present = _speakers_of(row)
+        if self.utterances.keys() <= present:
+            return None
+        return self._draw_other_speakers(1, present, rng)[0]
 
     def _draw_other_utterance(self, source, rng):
         utterances = self.utterances[source["speaker"]]
@@ -153,6 +173,10 @@ class SourcePool:
                 drawn.append(source)
                 present.add(source["speaker"])
         return drawn
+
+
+def _speakers_of(row):
+    return {source["speaker"] for source in (row["target"], *row["interferers"])}
 
 
 def check_pool(rows, peers="off", peer_interferer="any", n_peers=2):

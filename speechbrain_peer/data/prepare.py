@@ -10,6 +10,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.data.corpora import describe_data
 from speechbrain_peer.data.enrollments import (
+    add_absent_enrollments,
     add_enrollments,
     draw_enrollment_map,
     find_enrollment_map,
@@ -98,7 +99,7 @@ def prepare_librimix(
         The folder metadata/Libri2Mix (or Libri3Mix) of the LibriMix repository.
     subsets : list of str
         Any of train-100, train-360, dev and test. Dev and test get fixed
-        enrollments.
+        enrollments, of the target and of somebody who is not in the mixture.
     sample_rate : int
         8000 or 16000 Hz.
     mode : str
@@ -122,8 +123,8 @@ def prepare_librimix(
     chunk_seconds : float
         Length of training segments, to tell how many mixtures are shorter.
     seed : int
-        Seeds drawn maps and listed peers, 0 or more. Keep it when that of a training
-        changes, as otherwise the test set changes too.
+        Seeds drawn maps, absent talkers and listed peers, 0 or more. Keep it when that
+        of a training changes, as otherwise the test set changes too.
     n_processes : int, optional
         How many processes render; as many as CPUs and work allow if None.
 
@@ -189,6 +190,7 @@ def prepare_librimix(
                 drawn_map = manifest_folder / f"{name}_enrollment_map.txt"
                 map_path = maps[name] or _save_drawn_map(drawn_map, rows, seed)
                 add_enrollments(rows, map_path, folders[name])
+                add_absent_enrollments(rows, seed)
             write_manifest(paths[name], rows)
             if _is_training(name) and mixtures == "drawn":
                 paths[name] = str(manifest_folder / f"{name}.arrow")

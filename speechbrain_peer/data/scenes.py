@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechbrain_peer.data.noise import NoiseCut
+from speechbrain_peer.data.rooms import Placement
 from speechbrain_peer.data.speech_table import SpeechTable, Utterance
 from speechbrain_peer.utils.files import DataError
 
@@ -33,18 +35,17 @@ class Talk(NamedTuple):
 class Place(NamedTuple):
     """A room's talkers and microphones."""
 
-    room: object
-    """As `RoomFolder.draw` gives it, a position for each talker in the order of
-    the target and then all branches' interferers."""
+    placement: Placement
+    """A position for each talker, in the order of the target and then all branches'
+    interferers."""
     microphones: tuple
-    """One for each branch."""
+    """One for each branch, or one for all."""
 
 
 class Noise(NamedTuple):
     """A piece of noise in a scene."""
 
-    piece: object
-    """As `NoiseFolder.draw` gives it."""
+    cut: NoiseCut
     snr: float
     """Of the target above it, in dB."""
 
@@ -314,22 +315,23 @@ class SceneDrawer:
         return Talk(utterance, start, frames, speed, gain, offset=0, samples=samples)
 
     def _draw_place(self, n_talkers, branches, rng):
-        if self.rooms is None or rng.random() >= self.mixing.reverberant:
-            if not self.microphones:
-                return None
-        room = self.rooms.draw(n_talkers, rng)
-        available = self.rooms.n_microphones(room)
-        if not self.microphones:
-            # All peers are heard by one: they differ by their interferers.
-            return Place(room, (int(rng.integers(available)),) * branches)
-        if available < branches:
+        """Where all are, and each branch's microphone; None: in no room."""
+        if self.rooms is None:
+            return None
+        everywhere = self.microphones or rng.random() < self.mixing.reverberant
+        if not everywhere:
+            return None
+        placement = self.rooms.draw(n_talkers, rng)
+        microphones = rng.permutation(self.rooms.n_microphones(placement)).tolist()
+        # Other peers are all heard by one: they differ by their interferers.
+        count = branches if self.microphones else 1
+        if len(microphones) < count:
             raise DataError(
-                f"{self.mixing.rooms_folder}: a room has {available} microphones, "
-                f"but {branches} peers need as many; give n_peers, or simulate rooms "
-                "with more"
+                f"{self.rooms.folder}: {count} peers need as many microphones, but "
+                f"{placement.room} has {len(microphones)}; lower n_peers, or simulate "
+                "rooms with more"
             )
-        microphones = rng.permutation(available)[:branches]
-        return Place(room, tuple(int(x) for x in microphones))
+        return Place(placement, tuple(microphones[:count]))
 
     def _draw_noises(self, samples, count, rng):
         if self.noise is None:

@@ -8,6 +8,7 @@ from speechbrain_peer.evaluation.long_files import (
     compare_chunks,
     join_trials,
 )
+from speechbrain_peer.evaluation.presence import presence_markdown, summarize_presence
 from speechbrain_peer.evaluation.trial_scores import (
     error_rates,
     mean_or_none,
@@ -62,9 +63,10 @@ def evaluate(model, trials):
     Returns
     -------
     dict
-        `conditions`, `match` (error rates, None without a match score), `chunks`
-        (None where no target talks for a minute) and `left_out` (why, by name of
-        what the test set has too few speakers for).
+        `conditions`, `presence` (of absent talkers, None where there are none),
+        `match` (error rates, None without a match score), `chunks` (None where no
+        target talks for a minute) and `left_out` (why, by name of what the test set has
+        too few speakers for).
     """
     scores, left_out = score_conditions(model, trials)
     absent = scores.pop(ABSENT, [])
@@ -76,7 +78,13 @@ def evaluate(model, trials):
         compared = compare_chunks(model, recordings)
         chunks = {name: _mean(compared, name) for name in compared[0]}
         chunks["recordings"] = len(recordings)
-    return {"conditions": rows, "match": rates, "chunks": chunks, "left_out": left_out}
+    return {
+        "conditions": rows,
+        "presence": summarize_presence(scores[UNCHANGED], absent),
+        "match": rates,
+        "chunks": chunks,
+        "left_out": left_out,
+    }
 
 
 def score_conditions(model, trials):
@@ -90,13 +98,11 @@ def score_conditions(model, trials):
     Returns
     -------
     scores : dict
-        Those of all trials, by condition; with a match score also of absent targets.
+        Those of all trials, by condition.
     left_out : dict
         Why there are none, by condition.
     """
-    tried = dict(conditions(trials))
-    if model.tells_match:
-        tried[ABSENT] = absent_target(trials)
+    tried = dict(conditions(trials)) | {ABSENT: absent_target(trials)}
     scores, left_out = {}, {}
     for name, variation in tried.items():
         try:
@@ -124,6 +130,8 @@ def markdown(result):
         )
     for name, why in result["left_out"].items():
         lines.append(f"\nLeft out: {name} ({why}).")
+    if result["presence"]:
+        lines.append(presence_markdown(result["presence"]))
     if result["match"]:
         lines.append(_match_text(result["match"]))
     if result["chunks"]:

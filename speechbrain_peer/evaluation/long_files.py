@@ -72,11 +72,11 @@ def compare_chunks(model, recordings):
         `whole` and `chunks`: SI-SDR to the target; `agreement`: of the one to the
         other (dB).
     """
-    scores, rate = [], model.hparams.sample_rate
+    scores = []
     for trial in tqdm(recordings, desc="whole and in chunks", leave=False):
         embedding, whole = extract_trial(model, trial)
         whole = whole[0].cpu().numpy()
-        chunks = _in_chunks(model, trial.mixture, embedding, rate)
+        chunks = _in_chunks(model, trial.mixture, embedding)
         scores.append(
             {
                 "whole": score_estimate(whole, trial)["si_sdr"],
@@ -92,8 +92,9 @@ def _tracks(trial):
 
 
 @torch.no_grad()
-def _in_chunks(model, mixture, embedding, rate):
-    estimate = Estimate(io.BytesIO(), channels=1)
+def _in_chunks(model, mixture, embedding):
+    rate = model.hparams.sample_rate
+    estimate = Estimate(io.BytesIO(), 1, rate, model.level)
     for pieces in extract_chunks(
         model.mods, [mixture[:, None]], embedding, len(mixture), rate, channels=1
     ):

@@ -1,4 +1,4 @@
-"""What the test loop scores: SI-SDR, SDR, PESQ, STOI and the wrong speaker.
+"""What tests score: SI-SDR, SDR, PESQ, STOI, level and the wrong speaker.
 
 Every metric is higher-is-better, and NaN where it has no value for an item
 (a silent output, no speech for PESQ, too short for STOI): one odd item must
@@ -156,6 +156,37 @@ def si_sdr(estimate, target):
         _full_scale(target), _full_scale(estimate), zero_mean=True, clamp_db=_LIMIT_DB
     )
     return float(ratio[0])
+
+
+def level_db(signal, reference):
+    """Level of a signal against another, by their energies.
+
+    Arguments
+    ---------
+    signal : np.ndarray
+        (time,)
+    reference : np.ndarray
+        (time,)
+
+    Returns
+    -------
+    float
+        dB, within 100 of zero; -100 of a signal that is silent or not finite.
+
+    Example
+    -------
+    >>> level_db(np.full(10, 0.01), np.ones(10)), level_db(np.zeros(10), np.ones(10))
+    (-40.0, -100.0)
+    """
+    energy, of_reference = (
+        float(np.square(x, dtype=float).sum()) for x in (signal, reference)
+    )
+    if not 0 < energy < math.inf:
+        return -_LIMIT_DB
+    if not of_reference:
+        return _LIMIT_DB
+    decibels = 10 * math.log10(energy / of_reference)
+    return min(max(decibels, -_LIMIT_DB), _LIMIT_DB)
 
 
 def why_no_pesq(sample_rate):

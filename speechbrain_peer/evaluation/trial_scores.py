@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.evaluation.metrics import judge, si_sdr
+from speechbrain_peer.evaluation.metrics import judge, level_db, si_sdr
 
 
 def score_trials(model, trials, title):
@@ -66,7 +66,7 @@ def extract_trial(model, trial):
 
 
 def score_estimate(estimate, trial):
-    """SI-SDR and its improvement (dB, NaN for a silent estimate), and whose it is.
+    """SI-SDR and its improvement (dB, NaN for a silent estimate), whose it is, levels.
 
     Arguments
     ---------
@@ -78,13 +78,16 @@ def score_estimate(estimate, trial):
     Returns
     -------
     dict
-        `si_sdr`, `si_sdri`, `wrong_speaker` and `silent`; see `metrics.judge`.
+        `si_sdr`, `si_sdri`, `wrong_speaker` and `silent`, see `metrics.judge`; `level`
+        against the mixture and `target_level` against the target (dB).
     """
     ours = si_sdr(estimate, trial.target)
     return {
         "si_sdr": ours,
         "si_sdri": ours - si_sdr(trial.mixture, trial.target),
         **judge(estimate, trial.target, trial.interferers),
+        "level": level_db(estimate, trial.mixture),
+        "target_level": level_db(estimate, trial.target),
     }
 
 

@@ -32,6 +32,8 @@ class Trial(NamedTuple):
     noise: np.ndarray
     """What else is in the mixture, as long as the target."""
     enrollment: np.ndarray
+    absent_enrollment: np.ndarray | None = None
+    """Of somebody who is not in the mixture, where the manifest has one."""
 
     @property
     def mixture(self):
@@ -74,6 +76,9 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     _check_rows(manifest, rows)
     for item_id, row in rows[:: math.ceil(len(rows) / (most or len(rows)))]:
         target = read(row["target"]["path"])
+        absent = None
+        if "absent_enrollment" in row:
+            absent = read(row["absent_enrollment"], row["absent_enrollment_length"])
         trials.append(
             Trial(
                 id=item_id,
@@ -86,6 +91,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
                 ),
                 noise=np.zeros_like(target),
                 enrollment=read(row["enrollment"], row["enrollment_length"]),
+                absent_enrollment=absent,
             )
         )
     return trials
@@ -209,7 +215,7 @@ def pink_noise(snr_db):
 
 
 def absent_target(trials):
-    """Enrolls somebody who is not in the mixture.
+    """Enrolls somebody who is not in the mixture: whom the manifest says, or one drawn.
 
     Arguments
     ---------
@@ -223,10 +229,12 @@ def absent_target(trials):
     Raises
     ------
     TooFewSpeakers
-        When it is applied, if all targets are in the mixture.
+        When it is applied, if it has to be drawn and all targets are in the mixture.
     """
 
     def variation(trial, rng):
+        if trial.absent_enrollment is not None:
+            return trial._replace(enrollment=trial.absent_enrollment)
         others = [x for x in trials if x.speakers[0] not in trial.speakers]
         if not others:
             raise TooFewSpeakers(f"no target speaker is absent from mixture {trial.id}")

@@ -3,8 +3,8 @@
 A mixture is cut into chunks. A model that extracts from streams goes on from one to the
 next. For others the chunks overlap, and the estimates of neighbours are cross-faded in
 the middle of the overlap, so that nothing is used of what is near the edge of a chunk,
-where the network lacks context. The level of the estimate is one for the whole mixture
-and known at its end only; until then the estimate is kept in a file.
+where the network lacks context. A level that the mixture gives is one for the whole and
+known at its end only; until then the estimate is kept in a file.
 """
 
 import math
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from speechbrain_peer.inference import streams
 from speechbrain_peer.inference.match import PIECE, find_loudest
+from speechbrain_peer.inference.presence import Seconds, tell_presence
 from speechbrain_peer.inference.recordings import (
     BLOCK,
     resample_blocks,
@@ -199,7 +200,9 @@ def _as_samples(estimate):
 
 
 @torch.no_grad()
-def extract_recording(modules, recording, embedding, channels, sample_rate, file):
+def extract_recording(
+    modules, recording, embedding, channels, sample_rate, file, level="mixture"
+):
     """Extracts one talker from a recording of any rate and length.
 
     Arguments
@@ -216,6 +219,8 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
         Of the model, in Hz.
     file : binary file object
         Where to keep the estimate.
+    level : str
+        The model's; see `utils.signal.set_level`.
 
     Returns
     -------
@@ -228,7 +233,7 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
     rates = recording.sample_rate, sample_rate
     mixture = resample_blocks(recording.blocks(channels), *rates)
     length = resampled_length(recording.length, *rates)
-    estimate = Estimate(file, channels)
+    estimate = Estimate(file, channels, sample_rate, level)
     for pieces in extract_chunks(
         modules, mixture, embedding, length, sample_rate, channels
     ):
@@ -246,8 +251,8 @@ def extract_recording(modules, recording, embedding, channels, sample_rate, file
 class Estimate:
     """An estimate on its way: kept in a file, until its level is known.
 
-    Every channel has the level that makes it the mixture's projection on it, as
-    `signal.match_level` for what is whole in memory.
+    What it does to the level of each channel is what `utils.signal.set_level` does to
+    what is whole in memory.
 
     Arguments
     ---------
@@ -255,30 +260,40 @@ class Estimate:
         Where to keep it.
     channels : int
         How many.
+    sample_rate : int
+        In Hz.
+    level : str
+        `mixture`: every channel is made the mixture's projection on it; `network`: it
+        stays as it is.
 
     Example
     -------
     >>> import io
     >>> target, interferer = np.float32([[1, 1], [1, -1]])[..., None]
-    >>> estimate = Estimate(io.BytesIO(), channels=1)
+    >>> estimate = Estimate(io.BytesIO(), channels=1, sample_rate=8000)
     >>> estimate.append(target + interferer, 7 * target)
     >>> [block[:, 0].tolist() for block in estimate.blocks()]
     [[1.0, 1.0]]
     """
 
-    def __init__(self, file, channels):
-        self.file = file
+    def __init__(self, file, channels, sample_rate, level="mixture"):
+        self.file, self.sample_rate, self.level = file, sample_rate, level
         self.energy, self.shared = np.zeros(channels), np.zeros(channels)
+        self.seconds, self.mixture_seconds = Seconds(sample_rate), Seconds(sample_rate)
 
     def append(self, mixture, estimate):
         """Adds the next samples, float32, (samples, channels)."""
         precise = estimate.astype(np.float64)
         self.energy += np.square(precise).sum(axis=0)
         self.shared += (mixture * precise).sum(axis=0)
+        self.seconds.append(estimate)
+        self.mixture_seconds.append(mixture)
         self.file.write(estimate.tobytes())
 
     def scale(self):
         """What gives each channel its level, and its sign, (channels,)."""
+        if self.level == "network":
+            return np.ones(len(self.energy), np.float32)
         silent = self.energy == 0
         scale = np.where(silent, 0.0, self.shared / np.where(silent, 1.0, self.energy))
         return scale.astype(np.float32)
@@ -291,13 +306,8 @@ class Estimate:
         while data := self.file.read(BLOCK * row):
             yield np.frombuffer(data, np.float32).reshape(-1, len(scale)) * scale
 
-    def loudest(self, sample_rate):
+    def loudest(self):
         """Its loudest piece, of its loudest channel: what a match score listens to.
-
-        Arguments
-        ---------
-        sample_rate : int
-            In Hz.
 
         Returns
         -------
@@ -305,16 +315,15 @@ class Estimate:
             float32, with its level, (time,).
         """
         length = self.file.seek(0, os.SEEK_END) // self.scale().nbytes
-        seconds = range(0, length, sample_rate)
-        bounds = [(start, min(start + sample_rate, length)) for start in seconds]
-        energies = [
-            np.square(second, dtype=np.float64).sum(axis=0)
-            for second in cut_chunks(self.blocks(), bounds)
-        ]
-        first, channel = find_loudest(torch.from_numpy(np.stack(energies)))
-        bounds = [(first * sample_rate, min((first + PIECE) * sample_rate, length))]
-        (piece,) = cut_chunks(self.blocks(), bounds)
+        energies = self.seconds.energies() * np.square(self.scale(), dtype=np.float64)
+        first, channel = find_loudest(torch.from_numpy(energies))
+        start, end = first * self.sample_rate, (first + PIECE) * self.sample_rate
+        (piece,) = cut_chunks(self.blocks(), [(start, min(end, length))])
         return piece[:, channel]
+
+    def presence(self):
+        """Whether the talker speaks, bool, (seconds, channels); see `tell_presence`."""
+        return tell_presence(self.seconds.energies(), self.mixture_seconds.energies())
 
 
 @contextmanager

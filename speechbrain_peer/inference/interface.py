@@ -19,6 +19,7 @@ from speechbrain_peer.inference.inputs import (
     check_waveforms,
 )
 from speechbrain_peer.inference.match import listen
+from speechbrain_peer.inference.presence import second_energies, tell_presence
 from speechbrain_peer.inference.recordings import (
     Recording,
     read_start,
@@ -30,10 +31,15 @@ from speechbrain_peer.inference.writing import (
     choose_encoding,
     write_blocks,
 )
-from speechbrain_peer.packaging.loading import HPARAMS_FILE, fetch_model, load_model
+from speechbrain_peer.packaging.loading import (
+    HPARAMS_FILE,
+    fetch_model,
+    level_of,
+    load_model,
+)
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.utils.audio import AudioError
-from speechbrain_peer.utils.signal import match_level
+from speechbrain_peer.utils.signal import set_level
 
 # Seconds that are used of an enrollment file: more takes memory and tells little.
 LONGEST_ENROLLMENT = 25.0
@@ -44,14 +50,15 @@ class TargetSpeechExtraction(Pretrained):
 
     It returns, of a mixture of several talkers, the one whom an *enrollment*, a few
     seconds of that talker alone, tells. Estimates have the level that the talker has
-    in the mixture; a silent mixture gives silence.
+    in the mixture; a silent mixture gives silence. A model with `level: network` is
+    also silent where the talker is, and tells a presence.
 
     Arguments
     ---------
     modules : mapping of str to torch.nn.Module
         The stages.
     hparams : dict
-        Holds `sample_rate` in Hz.
+        Holds `sample_rate` in Hz and may hold `level`; see `utils.signal.set_level`.
     run_opts : dict, optional
         SpeechBrain's options, such as `{"device": "cuda:0"}`.
     freeze_params : bool
@@ -84,6 +91,7 @@ class TargetSpeechExtraction(Pretrained):
         missing = [name for name in self.MODULES_NEEDED if name not in modules]
         if missing:
             raise ValueError(f"The model lacks the modules {', '.join(missing)}")
+        self.level = level_of(hparams, "The model's hparams")
         super().__init__(modules, hparams, run_opts, freeze_params)
 
     def _apply(self, fn, recurse=True):
@@ -250,7 +258,7 @@ class TargetSpeechExtraction(Pretrained):
         Returns
         -------
         torch.Tensor
-            (batch, time), without a level: see `utils.signal.match_level`.
+            (batch, time), as the network gives it: see `utils.signal.set_level`.
         """
         representation = as_tensor("representation", representation).to(self.device)
         with self.inference_ctx:
@@ -264,6 +272,7 @@ class TargetSpeechExtraction(Pretrained):
         mixture_lens=None,
         enrollment_lens=None,
         embeddings=None,
+        return_presence=False,
     ):
         """Extracts one talker from each mixture.
 
@@ -280,12 +289,23 @@ class TargetSpeechExtraction(Pretrained):
             Relative lengths (batch,), in (0, 1].
         embeddings : torch.Tensor, optional
             In place of enrollments, (batch, embedding), from `encode_speaker`.
+        return_presence : bool
+            Whether to return the presence as well; see `tells_presence`.
 
         Returns
         -------
-        torch.Tensor
-            Estimates, (batch, time), zero in the padding.
+        estimates : torch.Tensor
+            (batch, time), zero in the padding.
+        presence : torch.Tensor
+            With `return_presence`: whether the talker speaks in each second, bool,
+            (batch, seconds). The last second may be shorter.
+
+        Raises
+        ------
+        ValueError
+            If an input cannot be used, or the model tells no presence.
         """
+        self._check_presence(return_presence)
         if (enrollments is None) == (embeddings is None):
             raise ValueError("Give either enrollments or embeddings")
         mixtures, mixture_lens = check_waveforms(
@@ -296,7 +316,28 @@ class TargetSpeechExtraction(Pretrained):
         embeddings = self._checked(embeddings, len(mixtures))
         with self.inference_ctx:
             estimates = extract(self.mods, mixtures, embeddings, mixture_lens)
-        return match_level(estimates.float(), mixtures, mixture_lens)
+        estimates = set_level(estimates.float(), mixtures, mixture_lens, self.level)
+        if not return_presence:
+            return estimates
+        rate = self.hparams.sample_rate
+        energies = (second_energies(x, rate) for x in (estimates, mixtures))
+        return estimates, tell_presence(*energies)
+
+    @property
+    def tells_presence(self):
+        """Whether the model tells where the talker speaks: it has `level: network`.
+
+        The talker is present in a second where the estimate is louder than 20 dB below
+        the mixture.
+        """
+        return self.level == "network"
+
+    def _check_presence(self, wanted):
+        if wanted and not self.tells_presence:
+            raise ValueError(
+                "The model tells no presence: it gives something at any time; train "
+                "one with `level: network`"
+            )
 
     @property
     def tells_match(self):
@@ -353,6 +394,7 @@ class TargetSpeechExtraction(Pretrained):
         residual_path=None,
         channels="mix",
         return_match=False,
+        return_presence=False,
     ):
         """Extracts one talker from an audio file.
 
@@ -380,6 +422,8 @@ class TargetSpeechExtraction(Pretrained):
             from every channel.
         return_match : bool
             Whether to return a match score as well, see `match_score`.
+        return_presence : bool
+            Whether to return the presence as well, see `tells_presence`.
 
         Returns
         -------
@@ -389,12 +433,18 @@ class TargetSpeechExtraction(Pretrained):
         match : float or None
             With `return_match`: in [0, 1], of up to 12 s where the estimate is
             loudest; None from a model that has not been calibrated.
+        presence : torch.Tensor
+            With `return_presence`: whether the talker speaks in each second, bool,
+            (seconds,), or (channels, seconds) from each channel.
 
         Raises
         ------
         AudioError
             If a file cannot be read, or the output would replace an input.
+        ValueError
+            If something else is wrong, or the model tells no presence.
         """
+        self._check_presence(return_presence)
         if (enrollment_paths is None) == (embeddings is None):
             raise ValueError("Give either enrollment_paths or embeddings")
         if channels not in ("mix", "each"):
@@ -422,7 +472,7 @@ class TargetSpeechExtraction(Pretrained):
             rate = self.hparams.sample_rate
             with self.inference_ctx:
                 blocks, estimate = extract_recording(
-                    self.mods, mixture, embeddings, n_channels, rate, file
+                    self.mods, mixture, embeddings, n_channels, rate, file, self.level
                 )
             if residual_path is not None:
                 write_blocks(
@@ -436,15 +486,19 @@ class TargetSpeechExtraction(Pretrained):
             else:
                 result = torch.from_numpy(np.concatenate(list(blocks())).T)
                 result = result[0] if channels == "mix" else result
-            if not return_match:
-                return result
-            return result, self._match(estimate, embeddings)
+            told = []
+            if return_match:
+                told.append(self._match(estimate, embeddings))
+            if return_presence:
+                presence = torch.from_numpy(estimate.presence().T)
+                told.append(presence[0] if channels == "mix" else presence)
+            return (result, *told) if told else result
 
     def _match(self, estimate, embeddings):
         if not self.tells_match:
             return None
-        loudest = estimate.loudest(self.hparams.sample_rate).copy()
-        return self.match_score(torch.from_numpy(loudest)[None], embeddings).item()
+        loudest = torch.from_numpy(estimate.loudest().copy())
+        return self.match_score(loudest[None], embeddings).item()
 
     def _embed_file(self, path):
         waveform = self._waveform(*read_start(path, LONGEST_ENROLLMENT))

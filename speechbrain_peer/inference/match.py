@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from speechbrain_peer.inference.presence import second_energies
 from speechbrain_peer.peer_learning.exchange import embed
 from speechbrain_peer.utils.signal import sample_mask
 
@@ -83,9 +84,8 @@ def listen(modules, estimates, lens, sample_rate):
 
 def _loudest_piece(estimate, sample_rate):
     """(time,) to (time,)."""
-    padded = F.pad(estimate.double(), (0, -len(estimate) % sample_rate))
-    energies = padded.square().unflatten(0, (-1, sample_rate)).sum(1, keepdim=True)
-    start = find_loudest(energies)[0] * sample_rate
+    energies = second_energies(estimate, sample_rate)
+    start = find_loudest(energies[:, None])[0] * sample_rate
     return estimate[start : start + PIECE * sample_rate]
 
 

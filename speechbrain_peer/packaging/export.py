@@ -15,6 +15,7 @@ from speechbrain_peer.packaging.loading import (
     CARD_FILE,
     HPARAMS_FILE,
     WEIGHTS_FILE,
+    level_of,
     load_model,
     stages_of,
 )
@@ -178,8 +179,8 @@ def stage_hparams(hparams_file, names=None, overrides=None):
     Returns
     -------
     dict
-        `sample_rate`, the stages, and `modules`, which refers to them: nodes for
-        `dump_hyperpyyaml`.
+        `sample_rate`, `level`, the stages, and `modules`, which refers to them: nodes
+        for `dump_hyperpyyaml`.
 
     Raises
     ------
@@ -202,6 +203,7 @@ def stage_hparams(hparams_file, names=None, overrides=None):
     }
     hparams = {
         "sample_rate": run["sample_rate"],
+        "level": level_of(run, hparams_file),
         **stages,
         "modules": {key: RefTag(f"<{key}>") for key in stages},
     }

@@ -14,6 +14,7 @@ from speechbrain_peer.packaging.safe_yaml import build_yaml, check_yaml, read_te
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import whole_one
 from speechbrain_peer.utils.messages import one_line
+from speechbrain_peer.utils.signal import check_level
 
 # Models that come with the package, each in a folder of its name.
 BUNDLED = Path(__file__).parent / "bundled"
@@ -76,6 +77,7 @@ def load_model(
             check_yaml(text, hparams_path)
         text = _override(text, overrides, hparams_path)
     hparams = build_yaml(text, hparams_path, trust)
+    level_of(hparams, hparams_path)
     modules = stages_of(hparams, hparams_path)
     load_weights(modules, weights_path)
     return modules, hparams
@@ -127,6 +129,38 @@ def stages_of(hparams, name):
         return torch.nn.ModuleDict(hparams["modules"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{name}: its entry 'modules' holds no networks") from error
+
+
+def level_of(hparams, name):
+    """Tells where the level of a model's estimates comes from.
+
+    Arguments
+    ---------
+    hparams : Mapping
+        The entries of the model's or the run's YAML. Those of models from before there
+        was `level` lack it.
+    name : str or pathlib.Path
+        Of the file; named in errors.
+
+    Returns
+    -------
+    str
+        One of `utils.signal.LEVELS`.
+
+    Raises
+    ------
+    DataError
+        If there is no such level.
+
+    Example
+    -------
+    >>> level_of({"sample_rate": 8000}, "hyperparams.yaml")
+    'mixture'
+    """
+    try:
+        return check_level(hparams.get("level", "mixture"))
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 def load_card(source):

@@ -5,10 +5,11 @@ are dynamic. They need what the optional extra ``[onnx]`` brings, to be made onl
 
     speaker_encoder.onnx    enrollment (batch, time) -> embedding (batch, E)
     extractor.onnx          mixture (batch, time), embedding (batch, E)
-                            -> estimate (batch, time), at its level in the mixture
+                            -> estimate (batch, time), with its level
 
 Waveforms are fp32, full scale at 1, at the rate that the graphs' metadata names, and of
 no less than the samples named there. Nothing is padded: all of a batch have one length.
+The metadata also names the level: that in the mixture, or the network's own.
 """
 
 import importlib
@@ -18,10 +19,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from speechbrain_peer.packaging.loading import load_model
+from speechbrain_peer.packaging.loading import level_of, load_model
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.utils.files import whole_file
-from speechbrain_peer.utils.signal import SHORTEST_ENROLLMENT, match_level
+from speechbrain_peer.utils.signal import SHORTEST_ENROLLMENT, set_level
 
 SPEAKER_ENCODER_FILE = "speaker_encoder.onnx"
 EXTRACTOR_FILE = "extractor.onnx"
@@ -60,17 +61,20 @@ class Extractor(nn.Module):
     ---------
     stages : torch.nn.ModuleDict
         The model's.
+    level : str
+        The model's; see `utils.signal.set_level`.
     """
 
     output_name = "estimate"
 
-    def __init__(self, stages):
+    def __init__(self, stages, level):
         super().__init__()
-        self.stages = stages
+        self.stages, self.level = stages, level
 
     def forward(self, mixture, embedding):
         """(batch, time) and (batch, E) to (batch, time)."""
-        return match_level(extract(self.stages, mixture, embedding), mixture)
+        estimate = extract(self.stages, mixture, embedding)
+        return set_level(estimate, mixture, level=self.level)
 
 
 @torch.no_grad()
@@ -108,17 +112,18 @@ def export_onnx(source, folder, trust=False):
         _import_extra(name)
     stages, hparams = load_model(source, trust=trust)
     stages.eval()
-    sample_rate = hparams["sample_rate"]
+    sample_rate, level = hparams["sample_rate"], level_of(hparams, source)
     shortest = round(SHORTEST_ENROLLMENT * sample_rate)
     metadata = {
         "sample_rate": str(sample_rate),
         "shortest_samples": str(shortest),
+        "level": level,
         "description": (
             "Target speech extraction: speaker_encoder.onnx embeds the speaker of an "
             "enrollment, extractor.onnx extracts that speaker from a mixture."
         ),
     }
-    speaker_network, extractor = SpeakerNetwork(stages), Extractor(stages)
+    speaker_network, extractor = SpeakerNetwork(stages), Extractor(stages, level)
     # Of another batch size and length than the graphs are made with.
     to_compare = _noise(1, shortest), _noise(3, sample_rate + 3)
     folder = Path(folder)

@@ -19,6 +19,8 @@ COLUMNS = (
 class PeerCurves(EpochTotals):
     """Means over an epoch's training items of the SI-SNR of both peers.
 
+    Items whose talker is absent have none, and are left out.
+
     Example
     -------
     >>> curves = PeerCurves()
@@ -36,17 +38,17 @@ class PeerCurves(EpochTotals):
         Arguments
         ---------
         mask : torch.Tensor
-            SI-SNR of the estimates in dB, (peers, batch). Of a single mixture,
-            (1, batch), the better and the worse peer are the same.
+            SI-SNR of the estimates in dB, (peers, batch), NaN of absent talkers. Of a
+            single mixture, (1, batch), the better and the worse peer are the same.
         predictor : torch.Tensor, optional
             SI-SNR of Decoder(p) in dB, (peers, batch).
         refined : torch.Tensor, optional
             SI-SNR of Decoder(r) in dB, (peers, batch).
         """
         mask = mask.double()
-        absent = torch.full_like(mask, math.nan)
-        predictor = absent if predictor is None else predictor.double()
-        refined = absent if refined is None else refined.double()
+        never = torch.full_like(mask, math.nan)
+        predictor = never if predictor is None else predictor.double()
+        refined = never if refined is None else refined.double()
         agreement = (mask.argmax(0) == predictor.argmax(0)).double()
         agreement[predictor.isnan().any(0)] = math.nan
         per_item = (
@@ -57,8 +59,9 @@ class PeerCurves(EpochTotals):
             refined.mean(0),
             agreement,
         )
-        sums = torch.stack(per_item).sum(1)
-        self.add(items=mask.shape[1], **dict(zip(COLUMNS, sums, strict=True)))
+        active = ~mask.isnan().any(0)
+        sums = torch.where(active, torch.stack(per_item), 0.0).sum(1)
+        self.add(items=active.sum(), **dict(zip(COLUMNS, sums, strict=True)))
 
     def means(self):
         """Means over the items of all processes, which must all call this.

@@ -8,7 +8,7 @@ same target segment s with different interferers. For every peer b
     a = speaker_encoder(enrollment) embedding of the target speaker, one per pair
     e = separator(W, a)             representation before the mask
     p = predictor1(e)               linear map into the decoder's input space
-    q = SI-SNR(decoder(p), s)       which peer's representation is better?
+    q = measure(decoder(p), s)      which peer's representation is better? (SI-SNR)
     p* = stop_gradient(p of the better peer)
     r = predictor2([p ; p*])        linear
     estimate = decoder(mask_head(e, r, W))
@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import torch
 
+from speechbrain_peer.peer_learning.measure import Measure
 from speechbrain_peer.peer_learning.predictors import without_predictors
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.signal import si_snr
 
 EXCHANGES = ("better", "anyway", "itself", "other", "none")
 
@@ -72,6 +72,8 @@ class Outputs(NamedTuple):
     """The waveforms of r, decoder(r)."""
     speaker_logits: torch.Tensor | None = None
     """What the stage `speaker_classifier` gives, if there is one, (batch, speakers)."""
+    mixtures: torch.Tensor | None = None
+    """What they are extracted from, (peers * batch, time)."""
 
 
 def embed(modules, enrollments, enrollment_lens=None):
@@ -130,7 +132,7 @@ def lend(p, scores, exchange, coin=None):
     p : torch.Tensor
         Predicted representations, (peers, batch, frames, filters).
     scores : torch.Tensor
-        SI-SNR of decoder(p) in dB, (peers, batch).
+        Of decoder(p) in dB, (peers, batch); see `measure.Measure`.
     exchange : str
         `better`: that of the peer with the highest score, item by item; `anyway`:
         that of the peer whom the coin names; `itself`: each branch its own; `other`:
@@ -201,6 +203,8 @@ class PeerLearning:
     exchange_epochs : int or None
         The last epoch with exchange; after it each branch keeps its own, as at
         inference. None: they exchange to the end, as in the paper.
+    measure : Measure or None
+        Tells which peer is better; by default SI-SNR.
 
     Raises
     ------
@@ -208,10 +212,11 @@ class PeerLearning:
         If there is no such exchange.
     """
 
-    def __init__(self, exchange="better", exchange_epochs=None):
+    def __init__(self, exchange="better", exchange_epochs=None, measure=None):
         self.needs_predictors = has_predictors(exchange)
         self.exchange = exchange
         self.exchange_epochs = exchange_epochs
+        self.measure = measure or Measure()
 
     def stages(self, modules):
         """Returns the stages to train; without an exchange those of the backbone alone.
@@ -254,7 +259,7 @@ class PeerLearning:
         embeddings : torch.Tensor
             (batch, embedding).
         targets : torch.Tensor
-            (peers, batch, time), or (batch, time), the same for all peers.
+            (batch, time), the same for all peers, or (peers, batch, time).
         lens : torch.Tensor or None
             Relative lengths of mixtures and targets, (batch,).
         coin : torch.Tensor or None
@@ -282,15 +287,16 @@ class PeerLearning:
             )
         if branches.p is None:
             estimates, _ = estimate(modules, branches, None, length)
-            return Outputs(estimates, speaker_logits=logits)
+            return Outputs(estimates, speaker_logits=logits, mixtures=mixtures)
 
         peers = (-1, targets.shape[-2])
         predicted = decoder(branches.p, length, branches.frame_mask)
-        q = si_snr(predicted[:, 0].detach().unflatten(0, peers), targets, lens)
+        heard = predicted[:, 0].detach().unflatten(0, peers)
+        q = self.measure(heard, targets, mixtures.unflatten(0, peers), lens)
         p_star = lend(branches.p.unflatten(0, peers), q, self._exchange(epoch), coin)
         estimates, r = estimate(modules, branches, p_star.flatten(0, 1), length)
         refined = decoder(r, length, branches.frame_mask)
-        return Outputs(estimates, predicted, refined, logits)
+        return Outputs(estimates, predicted, refined, logits, mixtures)
 
     def _exchange(self, epoch):
         """The exchange of an epoch."""
@@ -316,7 +322,7 @@ def extract(modules, mixtures, embeddings, mixture_lens=None):
     Returns
     -------
     torch.Tensor
-        (batch, time); `speechbrain_peer.utils.signal.match_level` gives them a level.
+        (batch, time); `speechbrain_peer.utils.signal.set_level` gives them a level.
     """
     branches = represent(modules, mixtures, embeddings, mixture_lens)
     estimates, _ = estimate(modules, branches, branches.p, mixtures.shape[-1])

@@ -1,15 +1,17 @@
-"""The training loss: negative SI-SNR of the estimates and of both predictions."""
+"""The training loss: negative quality of the estimates and of both predictions."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from speechbrain_peer.utils.signal import si_snr
+from speechbrain_peer.peer_learning.measure import Measure
+from speechbrain_peer.utils.signal import has_signal, si_snr
 
 
 class PeerSiSnr(NamedTuple):
-    """SI-SNR in dB of all branches, (peers, batch)."""
+    """SI-SNR in dB of all branches, (peers, batch); NaN of absent talkers."""
 
     mask: torch.Tensor
     predictor: torch.Tensor | None = None
@@ -17,12 +19,12 @@ class PeerSiSnr(NamedTuple):
 
 
 class PeerLoss:
-    """Negative SI-SNR of the estimates, and weighted of decoder(p) and decoder(r).
+    """The negative measure of the estimates, and weighted of decoder(p) and decoder(r).
 
     With a speaker classifier also its weighted cross entropy.
 
-    The paper names only negative SI-SNR; the terms for p and r, which make the
-    predictors representations that the decoder understands, are our reading.
+    The paper names only negative SI-SNR of the estimates; the terms for p and r, which
+    make the predictors representations that the decoder understands, are our reading.
 
     Arguments
     ---------
@@ -35,6 +37,8 @@ class PeerLoss:
         Weight of the loss of decoder(r).
     speaker_weight : float
         Weight of the cross entropy of the speaker classifier's logits.
+    measure : Measure or None
+        Of the quality; by default SI-SNR.
 
     Example
     -------
@@ -52,11 +56,13 @@ class PeerLoss:
         predictor_weight=1.0,
         refined_weight=1.0,
         speaker_weight=0.0,
+        measure=None,
     ):
         self.scale_weights = scale_weights
         self.predictor_weight = predictor_weight
         self.refined_weight = refined_weight
         self.speaker_weight = speaker_weight
+        self.measure = measure or Measure()
 
     def __call__(self, outputs, targets, lens=None, speakers=None):
         """Computes the loss.
@@ -66,7 +72,8 @@ class PeerLoss:
         outputs : speechbrain_peer.peer_learning.exchange.Outputs
             Waveforms (peers * batch, scales, time).
         targets : torch.Tensor
-            (peers, batch, time), or (batch, time), the same for all peers.
+            (batch, time), the same for all peers, or (peers, batch, time); zero where
+            the talker is absent.
         lens : torch.Tensor or None
             Relative lengths (batch,).
         speakers : torch.Tensor or None
@@ -80,14 +87,21 @@ class PeerLoss:
             Without gradient, for the curves.
         """
 
+        peers = (-1, targets.shape[-2])
+        mixtures = outputs.mixtures
+        if mixtures is not None:
+            mixtures = mixtures.unflatten(0, peers)
+        active = has_signal(targets, lens)
+
         def score(waveforms):
             """SI-SNR of the main scale, and the weighted mean loss of all scales."""
-            peers = waveforms.unflatten(0, (-1, targets.shape[-2]))
-            scales = si_snr(
-                peers.movedim(2, 0), targets, lens
-            )  # (scales, peers, batch)
-            weighted = zip(self.scale_weights, scales, strict=True)
-            return scales[0].detach(), -sum(w * scale.mean() for w, scale in weighted)
+            scales = waveforms.unflatten(0, peers).movedim(2, 0)
+            main = si_snr(scales[0].detach(), targets, lens)
+            # Of each scale (peers, batch).
+            values = self.measure(scales, targets, mixtures, lens)
+            weighted = zip(self.scale_weights, values, strict=True)
+            loss = -sum(weight * value.mean() for weight, value in weighted)
+            return torch.where(active, main, math.nan), loss
 
         mask, loss = score(outputs.estimate)
         if outputs.speaker_logits is not None:

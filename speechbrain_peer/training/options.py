@@ -21,6 +21,7 @@ from speechbrain_peer.peer_learning.exchange import EXCHANGES
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.messages import one_line
 from speechbrain_peer.utils.runtime import check_device, computes_bf16
+from speechbrain_peer.utils.signal import LEVELS
 
 logger = get_logger(__name__)
 
@@ -110,6 +111,7 @@ OPTIONS = {
     "n_peers": Option(int, least=2),
     "peer_interferer": Option(str, choices=("any", "same")),
     "exchange": Option(str, choices=EXCHANGES),
+    "level": Option(str, choices=LEVELS),
     "exchange_epochs": Option(int, least=0, optional=True),
     "start_from": TEXT_OR_NULL,
     "n_epochs": COUNT,

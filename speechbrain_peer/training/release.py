@@ -64,7 +64,7 @@ A model is only as good as its training data: on other languages, noise, reverbe
 or far microphones expect less.
 """
 
-_SETTINGS = ("train_subset", "peers", "exchange", "seed", "precision", "batch_size")
+_SETTINGS = "train_subset peers exchange level seed precision batch_size".split()
 
 
 def model_card(name, license, parameters, settings, metrics, table, hours, notes):

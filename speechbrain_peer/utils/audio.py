@@ -4,6 +4,7 @@ import io
 import os
 import stat
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -161,21 +162,76 @@ def read_audio(path, start=0, frames=-1, sample_rate=None):
     (1000,)
     """
     with _opened(path, sample_rate) as file:
-        if start >= file.frames:
-            raise AudioError(
-                f"{path}: has {file.frames} samples, but sample {start} was asked for; "
-                "the file has changed since the manifest was written: prepare the "
-                "data again"
-            )
-        available = file.frames - start
-        expected = available if frames < 0 else min(frames, available)
-        file.seek(start)
-        samples = _read(file, expected)
-        rate = file.samplerate
-    if len(samples) < expected:
-        raise AudioError(f"{path}: is cut short; get or make this file again")
-    check_samples(path, samples, start, rate)
-    return samples
+        return _read_segment(path, file, start, frames)[:, 0]
+
+
+def read_channels(path, start=0, frames=-1):
+    """Reads a segment of a file of any rate and number of channels by seek.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file: WAV, FLAC or anything else that libsndfile reads.
+    start : int
+        First sample to read.
+    frames : int
+        How many samples to read, as for `read_audio`.
+
+    Returns
+    -------
+    samples : np.ndarray
+        float32, (time, channels).
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    AudioError
+        As `read_audio`, but for the rate and the channels.
+    """
+    with open_audio(path) as file:
+        _check_length(path, file)
+        return _read_segment(path, file, start, frames), file.samplerate
+
+
+class Header(NamedTuple):
+    """What the header of an audio file says."""
+
+    length: int
+    """Samples of a channel."""
+    sample_rate: int
+    """In Hz."""
+    channels: int
+    """How many."""
+
+
+def read_header(path):
+    """Reads the header of an audio file of any rate and number of channels.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    Header
+
+    Raises
+    ------
+    AudioError
+        If the file is missing, unreadable or empty.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "stereo.wav"
+    >>> soundfile.write(path, np.zeros((4, 2)), samplerate=44100)
+    >>> read_header(path)
+    Header(length=4, sample_rate=44100, channels=2)
+    """
+    with open_audio(path) as file:
+        _check_length(path, file)
+        return Header(file.frames, file.samplerate, file.channels)
 
 
 def mix_down(samples):
@@ -248,12 +304,8 @@ def read_at_rate(path, start, frames, sample_rate, speed=100):
                 f"{path}: has {audio.frames} samples, but {start + frames} are needed; "
                 "it has changed since the data was prepared: prepare it again"
             )
-        audio.seek(start)
-        samples, rate = _read(audio, frames), audio.samplerate
-    if len(samples) < frames:
-        raise AudioError(f"{path}: is cut short; get or make this file again")
-    check_samples(path, samples, start, rate)
-    mono = mix_down(samples.reshape(frames, -1))
+        samples, rate = _read_segment(path, audio, start, frames), audio.samplerate
+    mono = mix_down(samples)
     source_rate = rate * speed / 100
     if source_rate == sample_rate:
         return mono
@@ -331,10 +383,31 @@ def _sound_file(file):
         raise soundfile.SoundFileError("a raw file does not tell its rate") from None
 
 
+def _read_segment(path, file, start, frames):
+    """Reads (time, channels) of an open file, with checks."""
+    if start >= file.frames:
+        raise AudioError(
+            f"{path}: has {file.frames} samples, but sample {start} was asked for; "
+            "the file has changed since the manifest was written: prepare the "
+            "data again"
+        )
+    available = file.frames - start
+    expected = available if frames < 0 else min(frames, available)
+    file.seek(start)
+    samples = _read(file, expected)
+    if len(samples) < expected:
+        raise AudioError(f"{path}: is cut short; get or make this file again")
+    check_samples(path, samples, start, file.samplerate)
+    return samples
+
+
 def _read(file, frames):
     """Reads so many samples, or as many as there are: a header may promise more."""
-    blocks = [file.read(0, dtype="float32")]  # of the right shape
-    while frames and len(block := file.read(min(frames, BLOCK), dtype="float32")):
+    blocks = [np.zeros((0, file.channels), "float32")]
+    most = BLOCK // file.channels
+    while frames and len(
+        block := file.read(min(frames, most), dtype="float32", always_2d=True)
+    ):
         blocks.append(block)
         frames -= len(block)
     return np.concatenate(blocks)
@@ -350,8 +423,7 @@ def _opened(path, sample_rate):
 
 def _check_header(path, file, sample_rate):
     """Raises AudioError unless the open file is one we can use."""
-    if file.frames == 0:
-        raise AudioError(f"{path}: has no samples; get or make this file again")
+    _check_length(path, file)
     if file.channels != 1:
         raise AudioError(
             f"{path}: has {file.channels} channels; give a file of one channel"
@@ -361,3 +433,8 @@ def _check_header(path, file, sample_rate):
             f"{path}: its sample rate is {file.samplerate} Hz, but {sample_rate} Hz is "
             "needed; put the file at that rate in its place"
         )
+
+
+def _check_length(path, file):
+    if file.frames == 0:
+        raise AudioError(f"{path}: has no samples; get or make this file again")

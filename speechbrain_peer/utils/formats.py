@@ -1,5 +1,6 @@
 """Audio formats, told by the suffixes of files."""
 
+import os
 from pathlib import Path
 
 import soundfile
@@ -43,3 +44,37 @@ def is_audio(path):
     """Whether the suffix of a file is that of a recording."""
     suffix = Path(path).suffix.lower()
     return suffix in DECODED or suffix in sound_formats()
+
+
+def find_sounds(folder):
+    """Lists the audio files of a folder and all folders below.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Files of libsndfile's formats are listed, without hidden ones.
+
+    Returns
+    -------
+    names : list of str
+        Sorted, relative to the folder, with "/" between folders on every system.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> for name in ("rain.wav", "notes.txt", "._rain.wav", "a/sea.FLAC"):
+    ...     (folder / name).parent.mkdir(exist_ok=True)
+    ...     (folder / name).touch()
+    >>> find_sounds(folder)
+    ['a/sea.FLAC', 'rain.wav']
+    """
+    suffixes, names = sound_formats().keys(), []
+    for parent, _, files in os.walk(folder):
+        below = Path(parent).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        names += [
+            prefix + name
+            for name in files
+            if os.path.splitext(name)[1].lower() in suffixes and name[0] != "."
+        ]
+    return sorted(names)

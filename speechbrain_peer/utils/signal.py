@@ -1,11 +1,19 @@
-"""SI-SNR and the level of estimates: the two computations on waveforms that
-training, testing and inference share."""
+"""How good estimates are, with and without their level, and the level they get: the
+computations on waveforms that training, testing and inference share."""
 
 import torch
 
 # Of an enrollment, in seconds: below there is no voice to recognize.
 SHORTEST_ENROLLMENT = 0.1
 EPS = 1e-8
+
+LEVELS = ("mixture", "network")
+"""Where the level of estimates comes from: the network has none of its own, and the
+mixture's projection gives it; or the network is trained with its level."""
+
+# Where an error is as good as none, against the energy of the target (-30 dB), and of
+# the mixture if there is no target in it (-20 dB).
+_SOFT_ACTIVE, _SOFT_ABSENT = 1e-3, 1e-2
 
 
 def sample_mask(lens, length, like):
@@ -44,7 +52,7 @@ def si_snr(estimates, targets, lens=None):
     """Scale-invariant signal-to-noise ratio, in fp32, over the true samples.
 
     Both signals are made zero-mean. A silent target has no SI-SNR: the value
-    stays finite and its gradient is zero-safe.
+    stays finite and its gradient is zero-safe; `has_signal` tells.
 
     Arguments
     ---------
@@ -81,6 +89,127 @@ def si_snr(estimates, targets, lens=None):
     noise = estimates - projection
     ratio = (projection.square().sum(-1) + EPS) / (noise.square().sum(-1) + EPS)
     return 10 * torch.log10(ratio)
+
+
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
+def level_snr(estimates, targets, mixtures, lens=None):
+    """Signal-to-noise ratio of estimates with their level, in fp32, softly limited.
+
+    The ratio of the target's energy to that of the error, which ends at 30 dB. Where
+    the target is silent, because its talker is absent, it is the attenuation: the
+    ratio of the mixture's energy to the estimate's, which ends at 20 dB. So both are
+    decibels of one kind, whatever the level and length of the signals. Offsets count.
+
+    Arguments
+    ---------
+    estimates : torch.Tensor
+        (..., batch, time).
+    targets : torch.Tensor
+        (..., batch, time), any shape that broadcasts with the estimates.
+    mixtures : torch.Tensor
+        (..., batch, time), any shape that broadcasts with the estimates.
+    lens : torch.Tensor or None
+        Relative lengths (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        dB, higher is better, (..., batch).
+
+    Example
+    -------
+    >>> mixture = torch.tensor([[2.0, 0.0, -2.0, 0.0]])
+    >>> target = torch.tensor([[1.0, -1.0, -1.0, 1.0]])
+    >>> level_snr(0.5 * target, target, mixture)
+    tensor([6.0033])
+    >>> level_snr(0.5 * mixture, 0 * target, mixture)
+    tensor([5.8503])
+    """
+    mask = sample_mask(lens, estimates.shape[-1], estimates.float())
+
+    def energy(signal):
+        return (signal.float() * mask).square().sum(-1)
+
+    active = has_signal(targets, lens)
+    reference = torch.where(active, energy(targets), energy(mixtures))
+    soft = torch.where(active, _SOFT_ACTIVE, _SOFT_ABSENT) * reference
+    error = energy(targets.float() - estimates.float()) + soft
+    return 10 * torch.log10((reference + EPS) / (error + EPS))
+
+
+def has_signal(waveforms, lens=None):
+    """Whether there is anything but silence in the true samples.
+
+    Arguments
+    ---------
+    waveforms : torch.Tensor
+        (..., batch, time).
+    lens : torch.Tensor or None
+        Relative lengths (batch,).
+
+    Returns
+    -------
+    torch.Tensor
+        bool, (..., batch).
+
+    Example
+    -------
+    >>> has_signal(torch.tensor([[0.0, 0.0, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    tensor([ True, False])
+    """
+    return (waveforms * sample_mask(lens, waveforms.shape[-1], waveforms)).any(-1)
+
+
+def check_level(level):
+    """Returns a level that there is.
+
+    Raises
+    ------
+    ValueError
+        If it is none of `LEVELS`.
+
+    Example
+    -------
+    >>> check_level("network")
+    'network'
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level {level!r}: choose one of {', '.join(LEVELS)}")
+    return level
+
+
+def set_level(estimates, mixtures, lens=None, level="mixture"):
+    """Gives estimates the level with which they leave the model.
+
+    Arguments
+    ---------
+    estimates : torch.Tensor
+        What the decoder gives, (batch, time).
+    mixtures : torch.Tensor
+        (batch, time).
+    lens : torch.Tensor or None
+        Relative lengths (batch,).
+    level : str
+        `mixture`: see `match_level`; `network`: they have it already.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, time), zero in the padding.
+
+    Example
+    -------
+    >>> mixture = torch.tensor([[1.0, -1.0]])
+    >>> (
+    ...     set_level(7 * mixture, mixture),
+    ...     set_level(7 * mixture, mixture, level="network"),
+    ... )
+    (tensor([[ 1., -1.]]), tensor([[ 7., -7.]]))
+    """
+    if check_level(level) == "mixture":
+        return match_level(estimates, mixtures, lens)
+    return estimates * sample_mask(lens, estimates.shape[-1], estimates)
 
 
 def match_level(estimates, mixtures, lens=None):
