@@ -1,20 +1,20 @@
 """The command: measures, prints tables, and writes them where `--output` says."""
 
 import argparse
-import platform
 import re
 import sys
-from pathlib import Path
 
 import torch
 
+from benchmark.limit import compare_to_limit
 from benchmark.loader import load_pairs, time_loader
-from benchmark.measure import set_up
+from benchmark.measure import precisions_on, set_up
 from benchmark.model import time_extraction, time_training
 from benchmark.report import headline, write_report
 from benchmark.separators import compare_separators
 from benchmark.sizes import FULL, QUICK
 from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.utils.runtime import computes_bf16, processor_text
 
 
 def parse_arguments(arguments=None):
@@ -24,7 +24,8 @@ def parse_arguments(arguments=None):
         description="Measures speed and memory beside Asteroid and SpeechBrain.",
     )
     add = parser.add_argument
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    default = [torch.get_num_threads()]
+    add("--threads", type=int, nargs="+", default=default, help="of the CPU, in turn")
     add("--repeats", type=int, default=10, help="rounds that count")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--manifest", help="of a training subset, to measure the loader too")
@@ -34,34 +35,58 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def describe(device, threads, repeats):
+def describe(device, repeats):
     """What is run where, for the reader of the tables."""
-    settings = {"processor": _processor(), "threads": threads, "repeats": repeats}
+    settings = {"processor": _processor(), "repeats": repeats}
     if device == "cuda":
         settings["GPU"] = torch.cuda.get_device_name()
     else:
-        amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-        settings["bf16 in AMX"] = "yes" if amx else "no"
+        settings["instructions"] = torch.backends.cpu.get_cpu_capability()
+        settings["bf16"] = _bf16_instructions()
     return {**settings, "PyTorch": torch.__version__}
 
 
 def _processor():
-    """The CPU's name, as far as the system tells."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    name = re.search(r"model name\s*: (.+)", text)
-    return name[1] if name else platform.processor() or platform.machine()
+    """The CPU's name and kind, as far as the system tells."""
+    text = processor_text()
+    found = {
+        key: re.search(rf"^{key}\s*: (.+)$", text, re.MULTILINE)
+        for key in ("model name", "cpu family", "model")
+    }
+    if not all(found.values()):
+        return text.partition("\n")[0]
+    name, family, model = (match[1] for match in found.values())
+    return f"{name} (family {family}, model {model})"
+
+
+def _bf16_instructions():
+    if not computes_bf16("cpu"):
+        return "left out, as there are no instructions for it"
+    capabilities = torch.cpu.get_capabilities()
+    return "in AMX" if capabilities.get("amx_bf16") else "without AMX"
 
 
 def measure_all(options, sizes):
     """Makes the tables, one after the other."""
-    common = (sizes, options.repeats, options.device)
     pairs = None
     if options.manifest:
         pairs = load_pairs(options.manifest, options.data_root, sizes)
-    yield compare_separators(*common, options.threads)
+    for threads in options.threads:
+        set_up(options.device, threads)
+        # Memory and the loader hardly depend on the threads.
+        first = threads == options.threads[0]
+        for table in _measure(options, sizes, threads, first, pairs if first else None):
+            table.title += f", {threads} thread{'s' if threads > 1 else ''}"
+            yield table
+
+
+def _measure(options, sizes, threads, with_memory, pairs):
+    common = (sizes, options.repeats, options.device)
+    separators = compare_separators(*common, threads, with_memory)
+    yield separators
+    if options.device == "cpu":
+        for precision in precisions_on("cpu"):
+            yield compare_to_limit(separators, precision, sizes, options.repeats)
     training = time_training(*common)
     yield training
     if pairs is not None:
@@ -74,9 +99,8 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: PyTorch finds no GPU: leave out --device cuda")
-    set_up(options.device, options.threads)
     torch.manual_seed(0)
-    settings = describe(options.device, options.threads, options.repeats)
+    settings = describe(options.device, options.repeats)
     print(headline(settings))
     tables = []
     try:

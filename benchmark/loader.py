@@ -5,6 +5,7 @@ import time
 from speechbrain.dataio.dataloader import make_dataloader
 from tqdm import tqdm
 
+from benchmark.model import WITH_PEERS
 from benchmark.report import Table
 from speechbrain_peer.data.dataset import training_set
 from speechbrain_peer.utils.files import DataError
@@ -59,8 +60,7 @@ def time_loader(dataset, sizes, training):
     """
     column = "time [ms per pair]"
     table = Table("Loading of pairs, drawn anew", [column])
-    with_peers = list(training.cells)[-1]
-    for needed, seconds in training.cells[with_peers].items():
+    for needed, seconds in training.cells[WITH_PEERS].items():
         precision = needed.split()[0]
         pairs = [2000 * second for second in seconds]
         table.add(f"needed by the training step, {precision}", column, pairs)

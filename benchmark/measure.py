@@ -10,13 +10,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.utils.runtime import keep_freed_memory
+from speechbrain_peer.utils.runtime import computes_bf16, keep_freed_memory
 
 PRECISIONS = ("fp32", "bf16")
 WARM_UP = 2  # rounds, of what is short
 
 # Writing 5 to it makes VmHWM, the peak of resident memory, start anew; Linux only.
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def precisions_on(device):
+    """The precisions to measure: bf16 only where there are instructions for it."""
+    return PRECISIONS if computes_bf16(device) else PRECISIONS[:1]
 
 
 def precision_context(precision, device):

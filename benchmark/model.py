@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from benchmark.measure import (
-    PRECISIONS,
     precision_context,
+    precisions_on,
     time_in_turns,
 )
 from benchmark.report import Table
@@ -24,7 +24,8 @@ SIZES = (
     *("n_filters", "kernel_size", "stride", "channels", "hidden_channels"),
     *("n_blocks", "n_repeats"),
 )
-EXCHANGES = {"TD-SpeakerBeam": "none", "TD-SpeakerBeam + PL": "better"}
+WITH_PEERS = "TD-SpeakerBeam + PL"
+EXCHANGES = {"TD-SpeakerBeam": "none", WITH_PEERS: "better"}
 MAX_GRAD_NORM = 5.0
 LONG_ROUNDS = {"repeats": 1, "warm_up": 1}  # of what takes long
 
@@ -60,12 +61,17 @@ class TrainingStep:
         `cpu` or `cuda`.
     sizes : Sizes
         Of a batch of so many mixtures, all in all.
+    compiled : bool
+        Whether the stages are compiled, one by one as SpeechBrain's `--compile` does.
     """
 
-    def __init__(self, exchange, precision, device, sizes):
+    def __init__(self, exchange, precision, device, sizes, compiled=False):
         self.precision, self.device = precision, device
         self.peer_learning = PeerLearning(exchange)
         self.stages = build(sizes, exchange).to(device)
+        if compiled:
+            for stage in self.stages.values():
+                stage.compile()
         self.loss = PeerLoss()
         self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=1e-3)
         noise = torch.randn(sizes.n_mixtures, sizes.samples, device=device)
@@ -109,18 +115,22 @@ def time_training(sizes, repeats, device):
     Returns
     -------
     Table
-        Of seconds per mixture; rows are the keys of `EXCHANGES`.
+        Of seconds per mixture; rows are the keys of `EXCHANGES`, on GPUs also
+        compiled.
     """
     n_mixtures = sizes.n_mixtures
     table = Table(
         f"Training, a step of {n_mixtures} mixtures of {sizes.seconds:g} s",
-        [f"{precision} [s per mixture]" for precision in PRECISIONS],
+        [f"{precision} [s per mixture]" for precision in precisions_on(device)],
     )
-    cells = list(product(EXCHANGES, zip(PRECISIONS, table.columns, strict=True)))
-    cases = {
-        (row, column): TrainingStep(EXCHANGES[row], precision, device, sizes)
-        for row, (precision, column) in cells
-    }
+    columns = list(zip(precisions_on(device), table.columns, strict=True))
+    cases = {}
+    for row, (precision, column) in product(EXCHANGES, columns):
+        arguments = (EXCHANGES[row], precision, device, sizes)
+        cases[row, column] = TrainingStep(*arguments)
+        if device == "cuda":
+            compiled = TrainingStep(*arguments, compiled=True)
+            cases[f"{row}, --compile", column] = compiled
     for cell, seconds in time_in_turns(cases, repeats, device, "training").items():
         table.add(*cell, [second / n_mixtures for second in seconds])
     return table
@@ -141,18 +151,19 @@ def time_extraction(sizes, repeats, device):
     -------
     Table
     """
+    precisions = precisions_on(device)
     table = Table(
         "Extraction, real-time factor",
         [
             f"{seconds:g} s, {precision}"
-            for seconds, precision in product(sizes.long_seconds, PRECISIONS)
+            for seconds, precision in product(sizes.long_seconds, precisions)
         ],
     )
     table.notes.append("Every mixture is extracted from in whole.")
     with_peers = fold_predictors(build(sizes, "better"))
     models = {
         "TD-SpeakerBeam": build(sizes, "none").to(device),
-        "TD-SpeakerBeam + PL, as exported": nn.ModuleDict(with_peers).to(device),
+        f"{WITH_PEERS}, as exported": nn.ModuleDict(with_peers).to(device),
     }
     enrollment = torch.randn(1, sizes.samples, device=device)
     for seconds in sizes.long_seconds:
@@ -161,7 +172,7 @@ def time_extraction(sizes, repeats, device):
             (row, f"{seconds:g} s, {precision}"): functools.partial(
                 extract_once, stages, precision, mixture, enrollment
             )
-            for (row, stages), precision in product(models.items(), PRECISIONS)
+            for (row, stages), precision in product(models.items(), precisions)
         }
         rounds = {"repeats": repeats}
         if seconds > min(sizes.long_seconds):

@@ -15,6 +15,8 @@ class Table:
     title : str
     columns : sequence of str
         With the unit, such as `forward [s]`.
+    ratios : bool
+        Whether to show how many times better than the first row a cell is.
 
     Example
     -------
@@ -32,8 +34,8 @@ class Table:
     | sun | - |
     """
 
-    def __init__(self, title, columns):
-        self.title, self.columns = title, list(columns)
+    def __init__(self, title, columns, ratios=True):
+        self.title, self.columns, self.ratios = title, list(columns), ratios
         self.cells, self.notes = {}, []
 
     def add(self, row, column, values):
@@ -65,7 +67,8 @@ class Table:
         median, ratio = self.median(row, column), self.ratio(row, column)
         if median is None:
             return "-"
-        return f"{median:#.3g}" + (f" ({ratio:.2f}x)" if ratio is not None else "")
+        shown = self.ratios and ratio is not None
+        return f"{median:#.3g}" + (f" ({ratio:.2f}x)" if shown else "")
 
     def entries(self):
         """For JSON: medians, ratios and the values of all repeats."""

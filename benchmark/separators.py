@@ -12,9 +12,9 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmark.measure import (
-    PRECISIONS,
     peak_memory,
     precision_context,
+    precisions_on,
     time_in_turns,
 )
 from benchmark.report import Table
@@ -164,7 +164,7 @@ def make_training_pass(name, precision, device, sizes):
     return SeparatorPasses(name, precision, device, sizes).train
 
 
-def compare_separators(sizes, repeats, device, threads):
+def compare_separators(sizes, repeats, device, threads, with_memory=True):
     """Measures all separators.
 
     Arguments
@@ -175,22 +175,24 @@ def compare_separators(sizes, repeats, device, threads):
     device : str
         `cpu` or `cuda`.
     threads : int
+    with_memory : bool
+        Whether to measure memory, too.
 
     Returns
     -------
     Table
     """
     title = f"Separators on {N_MIXTURES} mixtures of {sizes.seconds:g} s"
-    table = Table(title, COLUMNS)
+    table = Table(title, COLUMNS if with_memory else COLUMNS[:-1])
     table.notes.append(DIFFERENCES)
     passes = {}
     for name in BUILDERS:
         if name == COMPILED and device == "cpu":
             continue  # the plain block is not what CPUs run
-        for precision in PRECISIONS:
+        for precision in precisions_on(device):
             table.cells[f"{name}, {precision}"] = {}
         try:
-            for precision in PRECISIONS:
+            for precision in precisions_on(device):
                 case = SeparatorPasses(name, precision, device, sizes)
                 passes[name, precision] = case
         except ImportError as error:
@@ -203,6 +205,8 @@ def compare_separators(sizes, repeats, device, threads):
         for row, seconds in time_in_turns(cases, repeats, device, column).items():
             table.add(row, column, seconds)
 
+    if not with_memory:
+        return table
     small = replace(sizes, seconds=SMALL_SECONDS)
     for system in tqdm(passes, desc=COLUMNS[-1]):
         make_case = functools.partial(make_training_pass, *system, device)

@@ -10,6 +10,8 @@ import soundfile
 import torch
 
 from benchmark import recordings
+from benchmark.measure import precisions_on
+from benchmark.model import TrainingStep
 from benchmark.report import Table
 from benchmark.separators import (
     OurSeparator,
@@ -17,6 +19,7 @@ from benchmark.separators import (
     compare_separators,
 )
 from benchmark.sizes import QUICK
+from speechbrain_peer.nnet import conv_block
 from speechbrain_peer.packaging.public_checkpoints import speakerbeam_names
 
 COMMAND = [sys.executable, "-m", "benchmark", "--quick"]
@@ -33,18 +36,29 @@ def test_command_measures_everything(prepared, tmp_path):
     output = tmp_path / "with space"
     manifest = ("--manifest", prepared.manifests["train-100"])
     data = (*manifest, "--data_root", prepared.data_root)
-    done = run("--threads", 1, "--repeats", 2, "--output", output, *data)
+    done = run("--threads", 1, 2, "--repeats", 2, "--output", output, *data)
     assert done.returncode == 0, done.stderr
 
     report = json.loads((output / "benchmark.json").read_text(encoding="utf-8"))
-    assert report["settings"]["threads"] == 1
-    separators, training, loader, extraction = (t["rows"] for t in report["tables"])
+    precisions = precisions_on("cpu")
+    assert ("left out" in report["settings"]["bf16"]) == ("bf16" not in precisions)
+    titles = [table["title"] for table in report["tables"]]
+    on_one = [title.endswith(", 1 thread") for title in titles]
+    # The loader is measured once.
+    assert sum(on_one) == len(on_one) // 2 + 1
+    assert all(title.endswith(", 2 threads") for title in titles[sum(on_one) :])
+    tables = [table["rows"] for table in report["tables"]][: sum(on_one)]
+    (separators, *limits), (training, loader, extraction) = tables[:-3], tables[-3:]
     assert separators.keys() == {
-        f"{name}, {precision}" for name in SEPARATORS for precision in ("fp32", "bf16")
+        f"{name}, {precision}" for name in SEPARATORS for precision in precisions
     }
+    assert len(limits) == len(precisions)
+    for rows in limits:
+        limit, *parts, ours = (row["forward [s]"]["median"] for row in rows.values())
+        assert limit == pytest.approx(sum(parts)) and 0 < limit < ours
     assert list(training) == ["TD-SpeakerBeam", "TD-SpeakerBeam + PL"]
     assert list(extraction) == ["TD-SpeakerBeam", "TD-SpeakerBeam + PL, as exported"]
-    assert list(loader)[2:] == ["loader, 0 workers", "loader, 2 workers"]
+    assert list(loader)[len(precisions) :] == ["loader, 0 workers", "loader, 2 workers"]
     ours = separators["ours, fp32"]
     assert [len(cell["values"]) for cell in ours.values()][:2] == [2, 2]
     for row in (ours, *training.values(), *extraction.values(), *loader.values()):
@@ -85,6 +99,25 @@ def test_recordings_that_cannot_be_measured_end_in_one_line(tmp_path, capsys):
             recordings.main(arguments)
         assert message in ended.value.code and "\n" not in ended.value.code
     assert not capsys.readouterr().err
+
+
+def test_compiled_steps_are_the_same_steps(monkeypatch):
+    """`--device cuda` compiles; here the stages' graphs alone, each in one piece."""
+    monkeypatch.setattr(conv_block, "_fast_dtype", lambda x, parameters: None)
+
+    def compile_(stage):
+        graph = torch.compile(stage._call_impl, backend="eager", fullgraph=True)
+        stage._compiled_call_impl = graph
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        step = TrainingStep("better", "fp32", "cpu", QUICK, compiled)
+        step()
+        weights.append(step.stages.state_dict())
+    for name, plain in weights[0].items():
+        torch.testing.assert_close(weights[1][name], plain)
 
 
 def test_ratios_are_to_the_first_row():

@@ -19,6 +19,7 @@ from speechbrain_peer.cli.extract import MATCH_LEGEND
 from speechbrain_peer.inference import chunks
 from speechbrain_peer.inference.match import MatchScorer
 from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.utils import runtime
 
 RATE = 8000
 
@@ -80,6 +81,24 @@ def test_by_default_the_output_is_in_the_current_folder(model, here, capsys):
         "in_target/talk.flac\t0.93",
     ]
     assert err.splitlines() == [MATCH_LEGEND] * 2
+
+
+@pytest.mark.parametrize("fastest", ["fp32", "bf16"])
+def test_the_fastest_precision_is_taken_unless_told(model, here, monkeypatch, fastest):
+    monkeypatch.setattr(runtime, "fastest_precision", lambda device: fastest)
+    write_noise(here / "talk.wav", subtype="FLOAT")
+    outputs = {}
+    for precision in ("auto", "fp32", "bf16"):
+        output = f"{precision}.wav"
+        arguments = ("talk.wav", "--precision", precision, "-o", output)
+        assert extract(model, *arguments) == 0
+        outputs[precision], _ = soundfile.read(output)
+    assert extract(model, "talk.wav") == 0
+    default, _ = soundfile.read("talk_target.wav")
+    assert np.array_equal(default, outputs["auto"])
+    assert np.array_equal(outputs["auto"], outputs[fastest])
+    deviation = np.abs(outputs["fp32"] - outputs["bf16"]).max()
+    assert 0 < deviation < 0.05 * np.abs(outputs["fp32"]).max()
 
 
 def test_several_recordings_fill_a_folder(model, here):

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyloudnorm
 import pytest
+import soundfile
 from conftest import read_table, write_corpus, write_table
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.data.corpora import describe_speech
 from speechbrain_peer.data.enrollments import read_enrollment_map
 from speechbrain_peer.data.librimix import read_metadata
 from speechbrain_peer.data.manifests import (
@@ -20,6 +23,7 @@ from speechbrain_peer.data.manifests import (
     write_manifest,
 )
 from speechbrain_peer.data.prepare import prepare_librimix
+from speechbrain_peer.data.speech_table import SpeechTable
 from speechbrain_peer.utils.audio import audio_length, write_audio
 from speechbrain_peer.utils.files import DataError
 
@@ -56,6 +60,50 @@ def test_both_ways_in_give_the_same_manifests(prepared, corpus, tmp_path):
     again = [*generated.manifests.values(), generated.peers]
     for path, other in zip(files, again, strict=True):
         assert Path(path).read_text() == Path(other).read_text()
+
+
+def test_of_drawn_mixtures_nothing_is_rendered(corpus, tmp_path):
+    subsets = ["train-100", "dev"]
+    options = {**corpus._asdict(), "subsets": subsets, "mixtures": "drawn"}
+    drawn = prepare_librimix(tmp_path / "out", **options)
+    assert not Path(drawn.data_root, "wav8k/min/train-100").exists()
+    table = SpeechTable(drawn.manifests["train-100"])
+    part = corpus.librispeech_folder / "train-clean-100"
+    files = sorted(map(str, part.rglob("*.flac")))
+    assert [table[k].path for k in range(len(table))] == files
+    for k in (0, 7):
+        row = table[k]
+        samples, rate = soundfile.read(row.path)
+        assert (row.start, row.length, row.rate) == (0, len(samples), rate)
+        loudness = pyloudnorm.Meter(rate).integrated_loudness(samples)
+        assert row.loudness == pytest.approx(loudness, abs=1e-3)
+        assert row.speaker == row.utterance.split("-")[0]
+    assert "drawn from 12 utterances of 4 speakers (0.00 hours)" in describe_speech(
+        [table[k] for k in range(12)]
+    )
+    # Measured once: another call does not open the files.
+    shutil.copytree(corpus.librispeech_folder, tmp_path / "copy")
+    for path in (tmp_path / "copy/train-clean-100").rglob("*.flac"):
+        path.write_bytes(b"")
+    again = options | {"librispeech_folder": tmp_path / "copy"}
+    moved = SpeechTable(
+        prepare_librimix(tmp_path / "out", **again).manifests["train-100"]
+    )
+    assert [row.loudness for row in map(moved.__getitem__, range(12))] == [
+        row.loudness for row in map(table.__getitem__, range(12))
+    ]
+
+
+def test_utterances_without_loudness_are_named(own_corpus, tmp_path):
+    path = next((own_corpus.librispeech_folder / "train-clean-100").rglob("*.flac"))
+    soundfile.write(path, np.zeros(16000), 16000)
+    with pytest.raises(DataError, match=rf"{path.name}: is silent or shorter than 0.4"):
+        prepare_librimix(
+            tmp_path / "out",
+            **own_corpus._asdict(),
+            subsets=["train-100"],
+            mixtures="drawn",
+        )
 
 
 def test_where_the_data_is_stands_beside_the_manifests(prepared, tmp_path):

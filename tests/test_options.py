@@ -16,7 +16,7 @@ from speechbrain_peer.training.options import (
     read_options,
 )
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import computes_bf16
+from speechbrain_peer.utils.runtime import computes_bf16, fastest_precision
 
 ROW = str(HPARAMS / "td_speakerbeam_pl.yaml")
 
@@ -190,8 +190,17 @@ def test_bf16_needs_instructions(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert not computes_bf16("cpu")
     assert computes_bf16("cuda:0")
+    assert fastest_precision("cpu") == fastest_precision("cuda:0") == "fp32"
     has["avx512_bf16"] = True
     assert computes_bf16("cpu")
+    assert fastest_precision("cpu") == "bf16"
+    # Where PyTorch does not tell, nothing is refused and nothing taken for granted.
+    has["architecture"] = "aarch64"
+    assert computes_bf16("cpu")
+    assert fastest_precision("cpu") == "fp32"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert computes_bf16("cpu")
+    assert fastest_precision("cpu") == "fp32"
 
 
 def test_every_plain_entry_is_declared():

@@ -97,7 +97,16 @@ def _add_of_librimix(add):
     add("--subsets", nargs="+", default=subsets, choices=CHOICES["subsets"])
     add("--mode", default="min", choices=CHOICES["mode"], help="length of a mixture")
     add("--targets", default="first", choices=CHOICES["targets"])
+    add(
+        "--mixtures",
+        default="listed",
+        choices=CHOICES["mixtures"],
+        help="drawn: training mixtures are drawn while training, not rendered",
+    )
     add("--peers", default="off", choices=CHOICES["peers"])
+    add(
+        "--n_peers", type=whole_number(2), default=2, help="mixtures of a training item"
+    )
     interferers = CHOICES["peer_interferer"]
     add("--peer_interferer", default="any", choices=interferers)
     add("--enrollment_maps", help="folder of enrollment maps; drawn if left out")
@@ -145,7 +154,9 @@ def _prepare_librimix(options):
         sample_rate=options.sample_rate,
         mode=options.mode,
         targets=options.targets,
+        mixtures=options.mixtures,
         peers=options.peers,
+        n_peers=options.n_peers,
         peer_interferer=options.peer_interferer,
         enrollment_maps=options.enrollment_maps,
         seed=options.seed,

@@ -63,7 +63,32 @@ def describe_subset(subset, rows):
     )
 
 
-def describe_data(manifests, sample_rate, mode, targets):
+def describe_speech(utterances):
+    """Tells how much speech there is.
+
+    Arguments
+    ---------
+    utterances : list of Utterance
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> from speechbrain_peer.data.speech_table import Utterance
+    >>> describe_speech([Utterance("a.wav", "ann", "a", 0, 5760000, 16000, -25.0)])
+    'mixtures drawn from 1 utterances of 1 speakers (0.10 hours)'
+    """
+    hours = sum(row.length / row.rate for row in utterances) / 3600
+    speakers = len({row.speaker for row in utterances})
+    return (
+        f"mixtures drawn from {len(utterances)} utterances of {speakers} speakers "
+        f"({hours:.2f} hours)"
+    )
+
+
+def describe_data(manifests, sample_rate, mode, targets, tables=()):
     """One sentence, for tables, on what is tested and trained on.
 
     Arguments
@@ -76,6 +101,8 @@ def describe_data(manifests, sample_rate, mode, targets):
         "min" or "max".
     targets : str
         "first" or "both".
+    tables : dict
+        {training subset: list of Utterance}, where mixtures are drawn.
 
     Returns
     -------
@@ -83,6 +110,7 @@ def describe_data(manifests, sample_rate, mode, targets):
         None without a test set.
     """
     names = {name: describe_subset(name, rows) for name, rows in manifests.items()}
+    names |= {name: describe_speech(rows) for name, rows in dict(tables).items()}
     if "test" not in names:
         return None
     trained = " and ".join(name for key, name in names.items() if "train" in key)

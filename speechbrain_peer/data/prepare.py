@@ -8,7 +8,7 @@ from typing import NamedTuple
 from filelock import FileLock
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_peer.data.corpora import describe_data
+from speechbrain_peer.data.corpora import describe_data, describe_speech
 from speechbrain_peer.data.enrollments import (
     add_absent_enrollments,
     add_enrollments,
@@ -25,6 +25,7 @@ from speechbrain_peer.data.librimix import (
     read_metadata,
     render_subset,
 )
+from speechbrain_peer.data.librispeech import measure_utterances
 from speechbrain_peer.data.manifests import (
     build_manifest,
     scan_subset,
@@ -115,8 +116,9 @@ def prepare_librimix(
     peer_interferer : str
         "any" (another speaker) or "same" (another utterance of the same speaker).
     mixtures : str
-        "listed", or "drawn": training mixtures are drawn while training, for which the
-        training subsets get a table of their utterances instead of a manifest.
+        "listed", or "drawn": training mixtures are drawn while training. Training
+        subsets then get a table of their utterances instead of a manifest: those of
+        LibriSpeech, of which nothing is rendered, or the sources of LibriMix.
     enrollment_maps : str or dict, optional
         A folder of enrollment maps (see `find_enrollment_map`) or {subset: file}.
         Maps that are not given are drawn and saved beside the manifests.
@@ -164,23 +166,34 @@ def prepare_librimix(
     # Two trainings that start together must not render the same files.
     with FileLock(Path(output_folder, ".prepare.lock")):
         maps = _find_maps(enrollment_maps, folders)
+        tables = {}
         if data_folder:
             sources = {
                 name: scan_subset(Path(data_folder, folder))
                 for name, folder in folders.items()
             }
         else:
+            metadata = _read_metadata(librimix_metadata, librispeech_folder, subsets)
+            if mixtures == "drawn":
+                tables = {
+                    name: metadata.pop(name)
+                    for name in list(filter(_is_training, metadata))
+                }
             sources = _render_subsets(
-                _read_metadata(librimix_metadata, librispeech_folder, subsets),
+                metadata,
                 librispeech_folder,
-                {name: Path(output_folder, folder) for name, folder in folders.items()},
+                {name: Path(output_folder, folders[name]) for name in metadata},
                 {"sample_rate": sample_rate, "mode": mode, "n_processes": n_processes},
             )
+            tables = {
+                name: _measure(rows, librispeech_folder, output_folder, n_processes)
+                for name, rows in tables.items()
+            }
         manifests = {
             name: build_manifest(
-                data_root, folder, *sources[name], sample_rate, targets, mode
+                data_root, folders[name], *found, sample_rate, targets, mode
             )
-            for name, folder in folders.items()
+            for name, found in sources.items()
         }
         write_data_root(manifest_folder, data_root)
         for name, rows in manifests.items():
@@ -193,12 +206,15 @@ def prepare_librimix(
                 add_absent_enrollments(rows, seed)
             write_manifest(paths[name], rows)
             if _is_training(name) and mixtures == "drawn":
-                paths[name] = str(manifest_folder / f"{name}.arrow")
-                write_speech_table(paths[name], _utterances(rows, sample_rate))
+                tables[name] = list(_utterances(rows, sample_rate))
             _log_summary(name, rows, round(chunk_seconds * sample_rate), sample_rate)
+        for name, utterances in tables.items():
+            paths[name] = str(manifest_folder / f"{name}.arrow")
+            write_speech_table(paths[name], utterances)
+            logger.info(f"{name}: {describe_speech(utterances)}")
         if peers_path:
             _write_listed_peers(peers_path, manifests, seed, peer_interferer, n_peers)
-    corpus = describe_data(manifests, sample_rate, mode, targets)
+    corpus = describe_data(manifests, sample_rate, mode, targets, tables)
     return Prepared(data_root, paths, peers_path, corpus)
 
 
@@ -273,6 +289,14 @@ def _render_subsets(metadata, librispeech_folder, folders, options):
         render_subset(rows, librispeech_folder, folders[name], **options)
         mixtures[name] = [row.mixture_id for row in rows], len(rows[0].paths)
     return mixtures
+
+
+def _measure(rows, librispeech_folder, output_folder, n_processes):
+    """The utterances of a subset's mixtures."""
+    paths = (path for row in rows for path in row.paths)
+    shards = Path(output_folder, "loudness")
+    measured = measure_utterances(librispeech_folder, paths, shards, n_processes)
+    return [Utterance(*fields) for fields in measured]
 
 
 def _save_drawn_map(path, rows, seed):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from speechbrain_peer.nnet.filterbank import overlap_add
 from speechbrain_peer.nnet.norms import LayerNorm, norm_linear
+from speechbrain_peer.nnet.products import linear
 
 
 def segment(x, chunk_size):
@@ -75,7 +76,8 @@ def merge(chunks, frames):
 class Transformer(SBTransformerBlock):
     """SpeechBrain's transformer block for padded sequences of any length.
 
-    Its own `forward` passes no padding on, and its table of positions ends at 2500.
+    Its own `forward` passes no padding on, its table of positions ends at 2500, and it
+    asks for the attention's weights, which are then written out for every head.
 
     Arguments
     ---------
@@ -121,9 +123,25 @@ class Transformer(SBTransformerBlock):
         padding = padding & ~padding.all(-1, keepdim=True)
         with x.device:
             table = PositionalEncoding(x.shape[-1], max_len=x.shape[-2])
-        positioned = sequences + table(sequences)
-        transformed, _ = self.mdl(positioned, src_key_padding_mask=padding)
-        return transformed.view(x.shape)
+        y, attended = sequences + table(sequences), ~padding[:, None, None]
+        for layer in self.mdl.layers:
+            y = y + _attend(layer.self_att.att, layer.norm1(y), attended)
+            widen, activation, _, narrow = layer.pos_ffn.ffn
+            hidden = activation(linear(layer.norm2(y), widen.weight, widen.bias))
+            y = y + linear(hidden, narrow.weight, narrow.bias)
+        return self.mdl.norm(y).view(x.shape)
+
+
+def _attend(attention, x, attended):
+    """nn.MultiheadAttention of x to itself, where `attended` is true.
+
+    (sequences, positions, channels) to the same shape.
+    """
+    projected = linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    heads = projected.unflatten(-1, (3, attention.num_heads, -1)).transpose(1, 3)
+    mixed = F.scaled_dot_product_attention(*heads.unbind(2), attn_mask=attended)
+    projection = attention.out_proj
+    return linear(mixed.transpose(1, 2).flatten(2), projection.weight, projection.bias)
 
 
 class DualPathBlock(nn.Module):

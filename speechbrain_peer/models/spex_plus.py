@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from speechbrain_peer.nnet.conv_block import prelu
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
+from speechbrain_peer.nnet.products import Linear
 from speechbrain_peer.nnet.tcn import ConvBlock
 from speechbrain_peer.utils.signal import sample_mask
 
@@ -168,7 +169,7 @@ class Separator(nn.Module):
     ):
         super().__init__()
         self.norm = nn.LayerNorm(n_filters, eps=NORM_EPS)
-        self.bottleneck = nn.Linear(n_filters, channels)
+        self.bottleneck = Linear(n_filters, channels)
         self.repeats = nn.ModuleList(
             nn.ModuleList(
                 ConvBlock(
@@ -238,10 +239,10 @@ class SpeakerEncoder(nn.Module):
     def __init__(self, n_filters, channels, embedding_size):
         super().__init__()
         self.norm = nn.LayerNorm(n_filters, eps=NORM_EPS)
-        self.bottleneck = nn.Linear(n_filters, channels)
+        self.bottleneck = Linear(n_filters, channels)
         sizes = (channels, channels, 2 * channels, 2 * channels)
         self.blocks = nn.Sequential(*map(_PooledBlock, sizes[:-1], sizes[1:]))
-        self.linear = nn.Linear(2 * channels, embedding_size)
+        self.linear = Linear(2 * channels, embedding_size)
         self.embedding_size = self.linear.out_features
 
     def forward(self, enrollments, enrollment_lens, mixture_encoder):
@@ -288,15 +289,15 @@ class _PooledBlock(nn.Module):
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.linear1 = nn.Linear(in_channels, out_channels, bias=False)
+        self.linear1 = Linear(in_channels, out_channels, bias=False)
         self.norm1 = nn.BatchNorm1d(out_channels)
         self.slope1 = nn.Parameter(torch.full((1,), 0.25))
-        self.linear2 = nn.Linear(out_channels, out_channels, bias=False)
+        self.linear2 = Linear(out_channels, out_channels, bias=False)
         self.norm2 = nn.BatchNorm1d(out_channels)
         self.slope2 = nn.Parameter(torch.full((1,), 0.25))
         self.shortcut = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = nn.Linear(in_channels, out_channels, bias=False)
+            self.shortcut = Linear(in_channels, out_channels, bias=False)
 
     def forward(self, x):
         """(groups, frames, channels) to a third of the frames."""

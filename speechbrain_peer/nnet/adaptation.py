@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from speechbrain_peer.nnet.products import Linear
+
 
 class Adaptation(nn.Module):
     """Adapts the residual and the skip connection of one block to a speaker.
@@ -46,7 +48,7 @@ class Adaptation(nn.Module):
         self.kind = kind
         if kind == "concat":
             self.transforms = nn.ModuleList(
-                nn.Linear(channels + embedding_size, channels) for _ in range(2)
+                Linear(channels + embedding_size, channels) for _ in range(2)
             )
 
     def forward(self, residual, skip, embedding):

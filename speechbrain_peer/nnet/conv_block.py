@@ -34,6 +34,7 @@ from speechbrain_peer.nnet.norms import (
     new_totals,
     norm_linear,
 )
+from speechbrain_peer.nnet.products import linear, weight_grad
 
 
 class BlockParameters(NamedTuple):
@@ -177,7 +178,7 @@ def _plain_block(x, frame_mask, parameters, dilation, eps, state):
     p = parameters
     past, *totals = state or (None,) * 3
     norm1, norm2 = (_norm(frame_mask, p, eps, before) for before in totals)
-    hidden = prelu(F.linear(x, p.in_weight, p.in_bias), p.slope1)
+    hidden = prelu(linear(x, p.in_weight, p.in_bias), p.slope1)
     mean, rstd = moments(hidden, norm1)
     normed = ((hidden - mean) * rstd * p.gamma1 + p.beta1) * frame_mask[..., None]
     if state is None:
@@ -287,7 +288,7 @@ def _fast_block(x, norms, p, taps_at, dtype, past=None):
     frame_mask = norms[0].frame_mask
     with torch.autocast("cpu", enabled=False):
         x, in_weight = x.to(dtype), p.in_weight.to(dtype)
-        a = F.linear(x, in_weight)
+        a = linear(x, in_weight)
         constant = (p, taps_at)
         rows = frame_mask.shape
 
@@ -313,7 +314,7 @@ def _fast_block(x, norms, p, taps_at, dtype, past=None):
         weight = (p.out_weight * p.gamma2).to(dtype)
         row_sums = weight.float().sum(1)
         shift = p.out_weight @ p.beta2 + p.out_bias
-        z = F.linear(v, weight)
+        z = linear(v, weight)
         residuals, skips = _split(x, p)
         residual, skip = torch.empty(*rows, residuals), torch.empty(*rows, skips)
         sizes = (residuals, residuals + skips)
@@ -354,12 +355,12 @@ class _FastConvBlock(torch.autograd.Function):
         bias_grad, mean_shifts = sums.sum((0, 1))
         statistics_grad = norm.input_grad(frame_sums, *statistics2)
         dc, v, slopes = torch.empty_like(a), torch.empty_like(a), kernels.slots()
-        kernels("convolve_backward", dz @ weight, *statistics_grad, dc, v, slopes)
+        dv = linear(dz, weight.T)
+        kernels("convolve_backward", dv, *statistics_grad, dc, v, slopes)
         slope2_grad = slopes.sum().view(1)
-        weight_grad = (dz.flatten(0, 1).T @ v.flatten(0, 1)).float()
-        weight_grad -= mean_shifts[:, None]
-        out_weight_grad = torch.outer(bias_grad, p.beta2) + weight_grad * p.gamma2
-        gamma2_grad = (weight_grad * p.out_weight).sum(0)
+        normed_grad = weight_grad(dz, v).float() - mean_shifts[:, None]
+        out_weight_grad = torch.outer(bias_grad, p.beta2) + normed_grad * p.gamma2
+        gamma2_grad = (normed_grad * p.out_weight).sum(0)
         beta2_grad = bias_grad @ p.out_weight
 
         # Depthwise convolution and first norm
@@ -370,7 +371,7 @@ class _FastConvBlock(torch.autograd.Function):
         da, sums = v, kernels.slots(channels)  # v has done its duty
         kernels("input_backward", dc, *statistics_grad, da, sums, slopes)
         slope1_grad, in_bias_grad = slopes.sum().view(1), sums.sum((0, 1))
-        in_weight_grad = (da.flatten(0, 1).T @ x.flatten(0, 1)).float()
+        in_weight_grad = weight_grad(da, x).float()
         parameter_grads = BlockParameters(
             in_weight_grad,
             in_bias_grad,
@@ -385,4 +386,4 @@ class _FastConvBlock(torch.autograd.Function):
             out_weight_grad,
             bias_grad,
         )
-        return (da @ in_weight).float(), *[None] * 5, *parameter_grads
+        return linear(da, in_weight.T).float(), *[None] * 5, *parameter_grads

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_peer.nnet.products import linear
 from speechbrain_peer.utils.signal import sample_mask
 
 
@@ -129,7 +130,7 @@ class Encoder(_Filterbank):
         frames = waveforms.unfold(-1, self.kernel_size, self.stride)
         # In fp32 also under autocast: bf16 has too few bits for a waveform.
         with torch.autocast(waveforms.device.type, enabled=False):
-            return F.linear(frames.float(), self.weight.float())
+            return linear(frames.float(), self.weight.float())
 
 
 class Decoder(_Filterbank):
@@ -207,7 +208,7 @@ class Decoder(_Filterbank):
 
     def _synthesize(self, representation):
         with torch.autocast(representation.device.type, enabled=False):
-            return F.linear(representation.float(), self.weight.float().T)
+            return linear(representation.float(), self.weight.float().T)
 
 
 def overlap_add(frames, stride, length):

@@ -22,6 +22,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.utils.files import whole_file
+from speechbrain_peer.utils.runtime import processor_text
 
 logger = get_logger(__name__)
 
@@ -128,11 +129,10 @@ def _cache_path(source, compiler, flags):
 
 def _processor():
     """What -march=native makes a difference of."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        named = ("model name", "flags", "Features", "CPU part", "isa")
-        return "\n".join(sorted({x for x in lines if x.startswith(named)}))
-    return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    text = processor_text()
+    named = ("model name", "flags", "Features", "CPU part", "isa")
+    lines = sorted({line for line in text.splitlines() if line.startswith(named)})
+    return "\n".join(lines) or f"{text} {platform.node()}"
 
 
 def _run(command):

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.conv_block import prelu
+from speechbrain_peer.nnet.products import Linear
 
 
-class Combination(nn.Linear):
+class Combination(Linear):
     """Where peer learning enters: e + C r, with a linear map C into the space of e.
 
     Folded (see `peer_learning.predictors`) it is a linear map of e alone.
@@ -52,7 +53,7 @@ class MaskHead(nn.Module):
         if refined_size is not None:
             self.combine = Combination(refined_size, channels)
         self.slope = nn.Parameter(torch.full((1,), 0.25)) if prelu else None
-        self.linear = nn.Linear(channels, n_filters)
+        self.linear = Linear(channels, n_filters)
 
     def forward(self, e, r, representation):
         """Masks.

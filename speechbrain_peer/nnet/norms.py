@@ -9,6 +9,8 @@ precision, as sums that run over hours of frames.
 import torch
 from torch.nn import functional as F
 
+from speechbrain_peer.nnet.products import linear
+
 NORM_EPS = 1e-8
 """Added to the variance, unless told otherwise."""
 
@@ -139,5 +141,5 @@ def norm_linear(x, norm, gamma, beta, weight, bias):
     True
     """
     mean, rstd = moments(x, norm)
-    product = F.linear(x, weight * gamma).to(mean.dtype)
+    product = linear(x, weight * gamma).to(mean.dtype)
     return rstd * product - (rstd * mean) * (weight @ gamma) + (weight @ beta + bias)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_peer.nnet.elu_norm import elu_norm, instance_norm
+from speechbrain_peer.nnet.products import Linear
 
 
 def _stride(one_bin):
@@ -200,7 +201,7 @@ class DilatedBlock(nn.Module):
         bound = 3**-0.5  # nn.Conv1d's for three inputs a channel
         nn.init.uniform_(self.taps, -bound, bound)
         nn.init.uniform_(self.tap_bias, -bound, bound)
-        self.linear = nn.Linear(channels, channels)
+        self.linear = Linear(channels, channels)
 
     def forward(self, x, frame_mask):
         """x (batch, frames, bins, channels) to the same shape."""
@@ -241,12 +242,8 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels, sizes, pool_channels, out_channels):
         super().__init__()
         self.sizes = sizes
-        self.linears = nn.ModuleList(
-            nn.Linear(in_channels, pool_channels) for _ in sizes
-        )
-        self.out_linear = nn.Linear(
-            in_channels + len(sizes) * pool_channels, out_channels
-        )
+        self.linears = nn.ModuleList(Linear(in_channels, pool_channels) for _ in sizes)
+        self.out_linear = Linear(in_channels + len(sizes) * pool_channels, out_channels)
 
     def forward(self, x, frame_mask):
         """x (batch, frames, bins, in_channels), zero in the padding, to (..., out)."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.mask import Combination
+from speechbrain_peer.nnet.products import Linear
 
 PREDICTORS = ("predictor1", "predictor2")
 
@@ -37,7 +38,7 @@ class Predictor(nn.Module):
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.linear = nn.Linear(in_channels, out_channels)
+        self.linear = Linear(in_channels, out_channels)
 
     def forward(self, representation):
         """(batch, frames, in_channels) to (batch, frames, out_channels)."""
