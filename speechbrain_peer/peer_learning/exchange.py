@@ -313,7 +313,7 @@ class PeerLearning:
 
 
 def extract(modules, mixtures, embeddings, mixture_lens=None):
-    """Extracts from single mixtures; the estimates have no level yet.
+    """Extracts from single mixtures, as the network gives it.
 
     Arguments
     ---------
