@@ -194,6 +194,11 @@ def make_datasets(hparams, prepared):
     )
     branches = {key: hparams[key] for key in ("peers", "n_peers", "peer_interferer")}
     if hparams["mixtures"] == "drawn":
+        if hparams.get("condition") == "both" and not hparams["mixing"].noise_folder:
+            raise DataError(
+                "condition: both with drawn mixtures needs noise to draw: give "
+                '--mixing "{noise_folder: FOLDER}"'
+            )
         train, hparams["training_items"] = drawn_set(
             *data, hparams["mixing"], **branches
         )
