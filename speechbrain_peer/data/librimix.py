@@ -362,6 +362,6 @@ def _line_problem(cells, n_sources, condition):
 
 def _noise_problem(gain):
     # As in tables that `write_mixing_metadata` makes.
-    if gain.strip("0.") == "":
+    if gain in ("0", "0.0"):
         return "the mixture has no noise (noise_gain is 0): give condition: clean"
     return gain_problem(gain)
