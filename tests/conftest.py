@@ -21,7 +21,8 @@ collect_ignore = ["attacks/first_step.py"]
 CHUNK_SECONDS = 0.6
 
 # Parts of LibriSpeech, and the first digit of their speakers here.
-PARTS = {"train-clean-100": 1, "dev-clean": 2, "test-clean": 3}
+PARTS = {"train-clean-100": 1, "dev-clean": 2, "test-clean": 3, "train-clean-360": 4}
+USUAL_PARTS = ("train-clean-100", "dev-clean", "test-clean")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +47,12 @@ class Corpus(NamedTuple):
 
 
 def write_corpus(
-    folder, n_sources=2, n_speakers=4, n_utterances=3, seconds=(0.4, 0.9), parts=PARTS
+    folder,
+    n_sources=2,
+    n_speakers=4,
+    n_utterances=3,
+    seconds=(0.4, 0.9),
+    parts=USUAL_PARTS,
 ):
     """Writes noisy tones at 16 kHz, a pitch for each speaker.
 

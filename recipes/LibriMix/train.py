@@ -196,6 +196,11 @@ def make_datasets(hparams, prepared):
     if hparams["mixtures"] == "drawn":
         if hparams["mixing"].absent and hparams["level"] == "mixture":
             raise DataError("absent talkers teach nothing so: give --level network")
+        if hparams.get("condition") == "both" and not hparams["mixing"].noise_folder:
+            raise DataError(
+                "condition: both with drawn mixtures needs noise to draw: give "
+                '--mixing "{noise_folder: FOLDER}"'
+            )
         train, hparams["training_items"] = drawn_set(
             *data, hparams["mixing"], **branches
         )

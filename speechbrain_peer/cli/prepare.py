@@ -98,6 +98,17 @@ def _add_of_librimix(add):
     add("--mode", default="min", choices=CHOICES["mode"], help="length of a mixture")
     add("--targets", default="first", choices=CHOICES["targets"])
     add(
+        "--condition",
+        default="clean",
+        choices=CHOICES["condition"],
+        help="both: noisy mixtures, of speech and WHAM!'s noise",
+    )
+    add(
+        "--wham_folder",
+        metavar="FOLDER",
+        help="to render noisy ones: wham_noise, which holds tr, cv and tt",
+    )
+    add(
         "--mixtures",
         default="listed",
         choices=CHOICES["mixtures"],
@@ -154,6 +165,8 @@ def _prepare_librimix(options):
         sample_rate=options.sample_rate,
         mode=options.mode,
         targets=options.targets,
+        condition=options.condition,
+        wham_folder=options.wham_folder,
         mixtures=options.mixtures,
         peers=options.peers,
         n_peers=options.n_peers,

@@ -88,7 +88,7 @@ def describe_speech(utterances):
     )
 
 
-def describe_data(manifests, sample_rate, mode, targets, tables=()):
+def describe_data(manifests, sample_rate, mode, targets, tables=(), condition="clean"):
     """One sentence, for tables, on what is tested and trained on.
 
     Arguments
@@ -103,6 +103,8 @@ def describe_data(manifests, sample_rate, mode, targets, tables=()):
         "first" or "both".
     tables : dict
         {training subset: list of Utterance}, where mixtures are drawn.
+    condition : str
+        "clean", or "both": speech and noise.
 
     Returns
     -------
@@ -114,5 +116,6 @@ def describe_data(manifests, sample_rate, mode, targets, tables=()):
     if "test" not in names:
         return None
     trained = " and ".join(name for key, name in names.items() if "train" in key)
-    sentence = f"{names['test']}, {targets} speakers, {sample_rate} Hz, {mode}, clean"
+    heard = {"clean": "clean", "both": "noisy"}[condition]
+    sentence = f"{names['test']}, {targets} speakers, {sample_rate} Hz, {mode}, {heard}"
     return f"{sentence}; trained on {trained}." if trained else f"{sentence}."

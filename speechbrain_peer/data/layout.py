@@ -13,12 +13,18 @@ SUBSETS = {
     "test": "test-clean",
 }
 
+# LibriMix's names of mixtures, by condition: speech alone, or with WHAM!'s noise.
+MIXTURES = {"clean": "mix_clean", "both": "mix_both"}
+# Beside them and s1, s2 ...: the noise that is in mix_both.
+NOISE = "noise"
+
 # What preparation and the simulation of rooms can be asked for, by argument.
 CHOICES = {
     "subsets": tuple(SUBSETS),
     "sample_rate": (8000, 16000),
     "mode": ("min", "max"),
     "targets": ("first", "both"),
+    "condition": tuple(MIXTURES),
     "peers": ("off", "listed", "drawn", "microphones"),
     "peer_interferer": ("any", "same"),
     "mixtures": ("listed", "drawn"),

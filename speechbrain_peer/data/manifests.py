@@ -10,7 +10,14 @@ import numpy as np
 from speechbrain.dataio.dataio import load_data_json
 
 from speechbrain_peer.data.checks import check_file, name_problem, refuse_rows
-from speechbrain_peer.data.layout import DATA_ROOT, speaker_id, utterance_ids, wav_names
+from speechbrain_peer.data.layout import (
+    DATA_ROOT,
+    MIXTURES,
+    NOISE,
+    speaker_id,
+    utterance_ids,
+    wav_names,
+)
 from speechbrain_peer.utils.audio import AudioError, audio_length, read_audio
 from speechbrain_peer.utils.files import DataError, whole_file
 
@@ -25,6 +32,8 @@ ROW = {
     "target": dict,
     "interferers": list,
 }
+# Of noisy mixtures.
+NOISY = {"noise": str}
 # Of dev and test.
 ENROLLMENT = {"enrollment": str, "enrollment_length": int}
 # Of somebody who is not in the mixture, where there is somebody.
@@ -34,13 +43,15 @@ MOST_SAMPLES = 2**31 - 1
 SOURCE = {"path": str, "speaker": str, "utterance": str, "length": int}
 
 
-def scan_subset(folder):
+def scan_subset(folder, condition="clean"):
     """Lists the mixtures of a subset's folder that the LibriMix scripts have made.
 
     Arguments
     ---------
     folder : str or Path
         Such as Libri2Mix/wav8k/min/dev.
+    condition : str
+        Which mixtures: "clean" or "both", with noise.
 
     Returns
     -------
@@ -55,12 +66,13 @@ def scan_subset(folder):
         If there are no mixtures or sources, or some have names that cannot be used.
     """
     folder = Path(folder)
-    mixture_ids = sorted(wav_names(folder / "mix_clean"))
+    mixtures = MIXTURES[condition]
+    mixture_ids = sorted(wav_names(folder / mixtures))
     if not mixture_ids:
         raise DataError(
-            f"{folder / 'mix_clean'}: no mixtures there; data_folder has to be the "
-            "folder that holds wav8k (or wav16k), generated with '--types mix_clean' "
-            "among the types and with this rate, mode and subset"
+            f"{folder / mixtures}: no mixtures there; data_folder has to be the folder "
+            f"that holds wav8k (or wav16k), generated with '--types {mixtures}' among "
+            "the types and with this rate, mode and subset"
         )
     n_sources = next(k for k in count() if not (folder / f"s{k + 1}").is_dir())
     if n_sources < 2:
@@ -81,6 +93,7 @@ def build_manifest(
     sample_rate,
     targets="first",
     mode="min",
+    condition="clean",
 ):
     """Describes every mixture of a subset, after checking its files.
 
@@ -100,35 +113,42 @@ def build_manifest(
         "first": the target is s1; "both": every source is the target of a row.
     mode : str
         "max": sources are padded with zeros, and where these begin is looked for.
+    condition : str
+        "clean" or "both", with noise.
 
     Returns
     -------
     rows : dict
         {"<mixture_ID>_s<k>": row}, sorted, with paths that start with "{data_root}".
         A row has `mixture_id`, `length` (samples), `duration` (s), `mixture` (path),
-        `target` and `interferers`, these as {path, speaker, utterance, length}. The
-        `length` of a source is that of its speech; the file may go on with zeros.
+        `noise` (path) if it has some, `target` and `interferers`, these as {path,
+        speaker, utterance, length}. The `length` of a source is that of its speech;
+        the file may go on with zeros.
     """
     mixture_ids = sorted(mixture_ids)
 
     def measure(mixture_id):
-        return _measure(
-            Path(data_root, subset_folder), mixture_id, n_sources, sample_rate, mode
-        )
+        folder = Path(data_root, subset_folder)
+        return _measure(folder, mixture_id, n_sources, sample_rate, mode, condition)
+
+    def path(subfolder, mixture_id):
+        return f"{DATA_ROOT}/{subset_folder}/{subfolder}/{mixture_id}.wav"
 
     # Threads, because the files may lie on a slow network drive.
     with ThreadPoolExecutor(16) as pool:
         measured = pool.map(measure, mixture_ids)
         rows = {}
         for mixture_id, (length, *speech) in zip(mixture_ids, measured, strict=True):
-            mixture = f"{DATA_ROOT}/{subset_folder}/mix_clean/{mixture_id}.wav"
+            sounds = {"mixture": path(MIXTURES[condition], mixture_id)}
+            if condition == "both":
+                sounds["noise"] = path(NOISE, mixture_id)
             sources = _describe_sources(subset_folder, mixture_id, speech)
             for k in range(n_sources if targets == "both" else 1):
                 rows[f"{mixture_id}_s{k + 1}"] = {
                     "mixture_id": mixture_id,
                     "duration": length / sample_rate,
                     "length": length,
-                    "mixture": mixture,
+                    **sounds,
                     "target": sources[k],
                     "interferers": sources[:k] + sources[k + 1 :],
                 }
@@ -299,7 +319,7 @@ def _read(path, data_root, problem_of):
 
 def _row_problem(row):
     problem = _lack(row, ROW)
-    for fields in (ENROLLMENT, ABSENT_ENROLLMENT):
+    for fields in (NOISY, ENROLLMENT, ABSENT_ENROLLMENT):
         if not problem and row.keys() & fields.keys():
             problem = _lack(row, fields)
     return problem or _sources_problem([row["target"], *row["interferers"]])
@@ -345,24 +365,22 @@ def _describe_sources(subset_folder, mixture_id, lengths):
     ]
 
 
-def _measure(folder, mixture_id, n_sources, sample_rate, mode):
-    """Samples of a mixture, whose sources must have as many, and of their speech."""
-    mixture = folder / "mix_clean" / f"{mixture_id}.wav"
+def _measure(folder, mixture_id, n_sources, sample_rate, mode, condition):
+    """Samples of a mixture, whose parts must have as many, and of its speech."""
+    mixture = folder / MIXTURES[condition] / f"{mixture_id}.wav"
+    sources = [folder / f"s{k}" / mixture.name for k in range(1, n_sources + 1)]
+    noise = [folder / NOISE / mixture.name] if condition == "both" else []
     length = audio_length(mixture, sample_rate)
-    measured = [length]
-    for k in range(1, n_sources + 1):
-        source = folder / f"s{k}" / mixture.name
-        source_length = audio_length(source, sample_rate)
-        if source_length != length:
+    for part in (*sources, *noise):
+        part_length = audio_length(part, sample_rate)
+        if part_length != length:
             raise AudioError(
-                f"{source}: has {source_length} samples, its mixture {mixture} has "
+                f"{part}: has {part_length} samples, its mixture {mixture} has "
                 f"{length}; delete both and make them again"
             )
-        padded = mode == "max"
-        measured.append(
-            _speech_length(source, length, sample_rate) if padded else length
-        )
-    return measured
+    if mode == "max":
+        return length, *(_speech_length(x, length, sample_rate) for x in sources)
+    return length, *[length] * n_sources
 
 
 def _speech_length(path, length, sample_rate):

@@ -17,8 +17,9 @@ from speechbrain_peer.data.enrollments import (
     read_enrollment_map,
     write_enrollment_map,
 )
-from speechbrain_peer.data.layout import CHOICES, subset_path
+from speechbrain_peer.data.layout import CHOICES, MIXTURES, subset_path
 from speechbrain_peer.data.librimix import (
+    check_noise,
     check_rendered,
     check_sources,
     find_metadata,
@@ -69,6 +70,8 @@ def prepare_librimix(
     sample_rate=8000,
     mode="min",
     targets="first",
+    condition="clean",
+    wham_folder=None,
     peers="off",
     n_peers=2,
     peer_interferer="any",
@@ -81,12 +84,13 @@ def prepare_librimix(
     """Prepares LibriMix for training and testing target speech extraction.
 
     Either from `data_folder`, as the LibriMix scripts generate it, or from
-    `librispeech_folder` and `librimix_metadata`, rendering the clean mixtures into
-    <output_folder>/wav8k/min/<subset>/{mix_clean,s1,s2}. Manifests, enrollment maps
-    and listed peers go to <output_folder>/manifests/wav8k_min_first (the rate, mode
-    and targets in use). They are written anew by every call, audio only once, so an
-    interrupted preparation goes on where it stopped. Metadata that has changed since
-    needs another output_folder.
+    `librispeech_folder` and `librimix_metadata`, rendering the mixtures into
+    <output_folder>/wav8k/min/<subset>/{mix_clean,s1,s2}, noisy ones into {mix_both,
+    noise,s1,s2}. Manifests, enrollment maps and listed peers go to
+    <output_folder>/manifests/wav8k_min_first (the rate, mode and targets in use; of
+    noisy mixtures wav8k_min_first_mix_both). They are written anew by every call, audio
+    only once, so an interrupted preparation goes on where it stopped. Metadata that has
+    changed since needs another output_folder.
 
     Arguments
     ---------
@@ -108,6 +112,10 @@ def prepare_librimix(
         training segments are cut where the target talks.
     targets : str
         "first": the first speaker of each mixture is the target; "both": each is.
+    condition : str
+        "clean": mixtures of speech; "both": of speech and WHAM!'s noise.
+    wham_folder : str, optional
+        WHAM!'s noise, to render noisy mixtures: the folder that holds tr, cv and tt.
     peers : str
         "off", "listed" (peers of the training subsets are drawn here, once), "drawn" or
         "microphones" (while training; here the data is only checked for it).
@@ -118,7 +126,8 @@ def prepare_librimix(
     mixtures : str
         "listed", or "drawn": training mixtures are drawn while training. Training
         subsets then get a table of their utterances instead of a manifest: those of
-        LibriSpeech, of which nothing is rendered, or the sources of LibriMix.
+        LibriSpeech, of which nothing is rendered, or the sources of LibriMix. Their
+        noise is that of the mixing, not LibriMix's.
     enrollment_maps : str or dict, optional
         A folder of enrollment maps (see `find_enrollment_map`) or {subset: file}.
         Maps that are not given are drawn and saved beside the manifests.
@@ -145,6 +154,7 @@ def prepare_librimix(
         sample_rate=[sample_rate],
         mode=[mode],
         targets=[targets],
+        condition=[condition],
         peers=[peers],
         peer_interferer=[peer_interferer],
         mixtures=[mixtures],
@@ -152,11 +162,13 @@ def prepare_librimix(
     if seed < 0:
         raise DataError(f"seed: {seed} is negative; give 0 or more")
     _check_folders(data_folder, librispeech_folder, librimix_metadata)
+    _check_wham(condition, wham_folder, data_folder)
 
     folders = {name: subset_path(name, sample_rate, mode) for name in subsets}
-    manifest_folder = Path(
-        output_folder, "manifests", f"wav{sample_rate // 1000}k_{mode}_{targets}"
-    )
+    kind = f"wav{sample_rate // 1000}k_{mode}_{targets}"
+    if condition != "clean":
+        kind += f"_{MIXTURES[condition]}"
+    manifest_folder = Path(output_folder, "manifests", kind)
     data_root = str(data_folder or output_folder)
     paths = {name: str(manifest_folder / f"{name}.json") for name in subsets}
     peers_path = (
@@ -169,21 +181,26 @@ def prepare_librimix(
         tables = {}
         if data_folder:
             sources = {
-                name: scan_subset(Path(data_folder, folder))
+                name: scan_subset(Path(data_folder, folder), condition)
                 for name, folder in folders.items()
             }
         else:
-            metadata = _read_metadata(librimix_metadata, librispeech_folder, subsets)
-            if mixtures == "drawn":
-                tables = {
-                    name: metadata.pop(name)
-                    for name in list(filter(_is_training, metadata))
-                }
+            drawn = list(filter(_is_training, subsets)) if mixtures == "drawn" else []
+            conditions = {
+                name: "clean" if name in drawn else condition for name in subsets
+            }
+            metadata = _read_metadata(
+                librimix_metadata, librispeech_folder, wham_folder, conditions
+            )
+            tables = {name: metadata.pop(name) for name in drawn}
             sources = _render_subsets(
                 metadata,
                 librispeech_folder,
                 {name: Path(output_folder, folders[name]) for name in metadata},
-                {"sample_rate": sample_rate, "mode": mode, "n_processes": n_processes},
+                sample_rate=sample_rate,
+                mode=mode,
+                wham_folder=wham_folder,
+                n_processes=n_processes,
             )
             tables = {
                 name: _measure(rows, librispeech_folder, output_folder, n_processes)
@@ -191,7 +208,7 @@ def prepare_librimix(
             }
         manifests = {
             name: build_manifest(
-                data_root, folders[name], *found, sample_rate, targets, mode
+                data_root, folders[name], *found, sample_rate, targets, mode, condition
             )
             for name, found in sources.items()
         }
@@ -214,7 +231,7 @@ def prepare_librimix(
             logger.info(f"{name}: {describe_speech(utterances)}")
         if peers_path:
             _write_listed_peers(peers_path, manifests, seed, peer_interferer, n_peers)
-    corpus = describe_data(manifests, sample_rate, mode, targets, tables)
+    corpus = describe_data(manifests, sample_rate, mode, targets, tables, condition)
     return Prepared(data_root, paths, peers_path, corpus)
 
 
@@ -256,6 +273,20 @@ def _check_folders(data_folder, librispeech_folder, librimix_metadata):
     )
 
 
+def _check_wham(condition, wham_folder, data_folder):
+    """Raises DataError unless noise is given where, and only where, it is rendered."""
+    if wham_folder and (data_folder or condition == "clean"):
+        raise DataError(
+            "wham_folder is for noisy mixtures that are rendered: give condition: both "
+            "and librispeech_folder with it, or leave it out"
+        )
+    if condition == "both" and not (wham_folder or data_folder):
+        raise DataError(
+            "condition: both needs wham_folder: get WHAM!'s noise from "
+            "http://wham.whisper.ai and give the folder that holds tr, cv and tt"
+        )
+
+
 def _find_maps(enrollment_maps, folders):
     """The enrollment map given for each subset that needs one, None if to be drawn."""
     maps = {name: None for name in folders if not _is_training(name)}
@@ -270,16 +301,19 @@ def _find_maps(enrollment_maps, folders):
     return maps
 
 
-def _read_metadata(librimix_metadata, librispeech_folder, subsets):
+def _read_metadata(librimix_metadata, librispeech_folder, wham_folder, conditions):
     """Reads and checks the metadata of all subsets, before any of them is rendered."""
     metadata = {}
-    for name in subsets:
-        metadata[name] = read_metadata(find_metadata(librimix_metadata, name))
-        check_sources(metadata[name], librispeech_folder)
+    for name, condition in conditions.items():
+        rows = read_metadata(find_metadata(librimix_metadata, name), condition)
+        check_sources(rows, librispeech_folder)
+        if condition == "both":
+            check_noise(rows, wham_folder)
+        metadata[name] = rows
     return metadata
 
 
-def _render_subsets(metadata, librispeech_folder, folders, options):
+def _render_subsets(metadata, librispeech_folder, folders, **options):
     """Renders the subsets; returns what `scan_subset` would of each."""
     # All are checked before any of them is rendered, which may take an hour.
     for name, rows in metadata.items():

@@ -7,11 +7,12 @@ import hashlib
 import json
 from pathlib import Path
 
-from speechbrain_peer.data.layout import wav_names
+from speechbrain_peer.data.layout import MIXTURES, NOISE, wav_names
 from speechbrain_peer.utils.audio import write_audio
 from speechbrain_peer.utils.files import DataError, whole_file
 
-RECORD = "metadata.sha256"  # what it is rendered from, in every subset's folder
+# In every subset's folder: what its speech, and what its noise is rendered from.
+RECORD, NOISE_RECORD = "metadata.sha256", "noise.sha256"
 
 
 def fingerprint(heard):
@@ -29,7 +30,7 @@ def fingerprint(heard):
     return hashlib.sha256(json.dumps(sorted(heard)).encode()).hexdigest()
 
 
-def check_record(folder, digest, cure):
+def check_record(folder, digest, cure, name=RECORD):
     """Raises DataError if a subset's folder was rendered from something else.
 
     Arguments
@@ -40,15 +41,17 @@ def check_record(folder, digest, cure):
         See `fingerprint`.
     cure : str
         What was different, and what to do.
+    name : str
+        Of the record.
     """
-    record = Path(folder, RECORD)
+    record = Path(folder, name)
     if record.exists() and record.read_text(encoding="utf-8") != digest:
         raise DataError(f"{folder}: its rendering began from {cure}")
 
 
-def write_record(folder, digest):
+def write_record(folder, digest, name=RECORD):
     """Writes what a subset is rendered from, before any of its audio."""
-    record = Path(folder, RECORD)
+    record = Path(folder, name)
     if record.exists():
         return
     # There may be audio all the same, rendered before records were kept. What it was
@@ -57,26 +60,42 @@ def write_record(folder, digest):
         temporary.write_text(digest, encoding="utf-8")
 
 
-def write_mixture(folder, mixture_id, sources, sample_rate):
-    """Writes the sources of one mixture, and the mixture last.
+def write_mixture(folder, mixture_id, sources, sample_rate, noise=None):
+    """Writes the sources of one mixture, its noise, and the mixture last.
 
     Arguments
     ---------
     folder : str or Path
-        The subset's folder: <folder>/mix_clean/<mixture_ID>.wav, <folder>/s1/...
+        The subset's folder: <folder>/s1/<mixture_ID>.wav, ... and mix_clean, or noise
+        and mix_both.
     mixture_id : str
         Its name.
     sources : list of np.ndarray
         (time,), of one length.
     sample_rate : int
         In Hz.
+    noise : np.ndarray, optional
+        As long as the sources.
     """
+
+    def write(subfolder, samples):
+        write_audio(f"{folder}/{subfolder}/{mixture_id}.wav", samples, sample_rate)
+
     for k, source in enumerate(sources, start=1):
-        write_audio(f"{folder}/s{k}/{mixture_id}.wav", source, sample_rate)
-    write_audio(f"{folder}/mix_clean/{mixture_id}.wav", sum(sources), sample_rate)
+        write(f"s{k}", source)
+    mixture = sum(sources)
+    if noise is None:
+        write(MIXTURES["clean"], mixture)
+        return
+    write(NOISE, noise)
+    # In place, as in the LibriMix script: float32, whatever the noise is in.
+    mixture += noise
+    write(MIXTURES["both"], mixture)
 
 
-def finished_mixtures(folder, n_sources):
+def finished_mixtures(folder, n_sources, condition="clean"):
     """The mixtures of a subset whose files are all there."""
-    subfolders = ["mix_clean", *(f"s{k + 1}" for k in range(n_sources))]
+    subfolders = [MIXTURES[condition], *(f"s{k + 1}" for k in range(n_sources))]
+    if condition == "both":
+        subfolders.append(NOISE)
     return set.intersection(*(wav_names(Path(folder) / name) for name in subfolders))

@@ -85,12 +85,15 @@ class TrainingItems:
         start = self._draw_start(row["target"], rng)
         mixture = self._read(row["mixture"], start, self.chunk_samples)
         target = self._read(row["target"]["path"], start, self.chunk_samples)
+        shared = target
+        if "noise" in row:
+            shared = target + self._read(row["noise"], start, self.chunk_samples)
         source = self.pool.draw_enrollment(row, rng)
         enrollment = self._read_speech(source, self._draw_start(source, rng))
         coin = int(rng.integers(self.n_peers))
         mixtures = [mixture]
         for interferers in self._draw_peers(item_id, rng):
-            mixtures.append(self._mix(target, interferers, start, rng))
+            mixtures.append(self._mix(shared, interferers, start, rng))
         targets = target[:, None].expand(-1, self.n_peers)
         speaker = self.speaker_indices[row["target"]["speaker"]]
         return torch.stack(mixtures, dim=-1), targets, enrollment, speaker, coin
@@ -104,14 +107,15 @@ class TrainingItems:
             self.rows[item_id], rng, self.n_peers, self.peer_interferer
         )
 
-    def _mix(self, target, interferers, start, rng):
-        mixture = target.clone()
+    def _mix(self, shared, interferers, start, rng):
+        """A peer, of what all peers share (target and noise) and interferers."""
+        mixture = shared.clone()
         if self.listed_peers is None:
             starts = [self._draw_start(interferer, rng) for interferer in interferers]
         else:
             # A listed mixture lines its sources up; where an interferer has ended by
             # then, its own end is taken.
-            ends = [interferer["length"] - len(target) for interferer in interferers]
+            ends = [interferer["length"] - len(shared) for interferer in interferers]
             starts = [min(start, max(0, end)) for end in ends]
         for interferer, first in zip(interferers, starts, strict=True):
             speech = self._read_speech(interferer, first)[: len(mixture)]

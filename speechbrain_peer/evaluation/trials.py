@@ -76,6 +76,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     _check_rows(manifest, rows)
     for item_id, row in rows[:: math.ceil(len(rows) / (most or len(rows)))]:
         target = read(row["target"]["path"])
+        noise = read(row["noise"]) if "noise" in row else np.zeros_like(target)
         absent = None
         if "absent_enrollment" in row:
             absent = read(row["absent_enrollment"], row["absent_enrollment_length"])
@@ -89,7 +90,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
                 interferers=tuple(
                     read(source["path"]) for source in row["interferers"]
                 ),
-                noise=np.zeros_like(target),
+                noise=noise,
                 enrollment=read(row["enrollment"], row["enrollment_length"]),
                 absent_enrollment=absent,
             )
@@ -151,7 +152,7 @@ def partial_overlap(share):
         return trial._replace(
             target=np.pad(trial.target, (0, shift)),
             interferers=tuple(np.pad(x, (shift, 0)) for x in trial.interferers),
-            noise=np.pad(trial.noise, (0, shift)),
+            noise=np.pad(trial.noise, (0, shift), mode="wrap"),
         )
 
     return variation
@@ -209,7 +210,7 @@ def pink_noise(snr_db):
         noise = np.fft.irfft(spectrum, length)
         power = np.square(trial.target).mean() / 10 ** (snr_db / 10)
         noise *= np.sqrt(power / np.square(noise).mean())
-        return trial._replace(noise=noise.astype(np.float32))
+        return trial._replace(noise=trial.noise + noise.astype(np.float32))
 
     return variation
 
