@@ -52,11 +52,10 @@ def table(tmp_path_factory):
 def make_drawn(table):
     """Makes a set of drawn items of the tones."""
 
-    def make(seed=1, table=table, peers="drawn", n_peers=2, **mixing):
+    def make(seed=1, table=table, peers="drawn", n_peers=2, interferer="any", **mixing):
         settings = Mixing(**{"items_per_epoch": 24, **mixing})
-        return drawn_set(
-            table, None, CHUNK_SECONDS, RATE, seed, settings, peers, n_peers
-        )
+        made = (table, None, CHUNK_SECONDS, RATE, seed, settings)
+        return drawn_set(*made, peers, n_peers, interferer)
 
     return make
 
@@ -254,6 +253,17 @@ def test_noise_is_at_the_snr_drawn_in_each_branch(make_drawn, tmp_path):
         assert not torch.equal(*added)
         assert torch.equal(item["target_sig"], quiet["target_sig"])
         assert not torch.equal(item["enrollment_sig"], quiet["enrollment_sig"])
+
+
+def test_peers_may_have_the_same_interferers_in_other_utterances(make_drawn):
+    _, items = make_drawn(interferer="same", n_interferers=[2], n_peers=3)
+    for seed in range(20):
+        scene = items.drawer.draw(item_rng(seed, 1, "x"))
+        first, *others = scene.interferers
+        for talks in others:
+            for one, other in zip(first, talks, strict=True):
+                assert one.utterance.speaker == other.utterance.speaker
+                assert one.utterance.utterance != other.utterance.utterance
 
 
 def test_mixtures_do_not_clip(make_drawn):

@@ -163,11 +163,15 @@ class SpeechPool:
                 drawn.append((self.tables[corpus][index], speaker))
         return drawn
 
-    def draw_of(self, speaker, rng):
-        """Draws an utterance of a speaker."""
+    def draw_again(self, utterance, speaker, rng):
+        """Draws another utterance of a speaker; the same where there is no other."""
         corpus = int(np.searchsorted(self._firsts, speaker, "right")) - 1
         table = self.tables[corpus]
-        return table[self._of(table, speaker - int(self._firsts[corpus]), rng)]
+        index = self._of(table, speaker - int(self._firsts[corpus]), rng)
+        if table[index].utterance == utterance.utterance:
+            other = table.others(index, rng)
+            index = index if other is None else other
+        return table[index]
 
     def _speaker(self, corpus, index):
         return int(self._firsts[corpus]) + self.tables[corpus].speaker_of(index)
@@ -291,7 +295,7 @@ class SceneDrawer:
                 others = self.pool.draw_others(count, present, rng)
                 utterances = [utterance for utterance, _ in others]
             else:
-                utterances = [self.pool.draw_of(person, rng) for _, person in drawn]
+                utterances = [self.pool.draw_again(*one, rng) for one in drawn]
             interferers.append(tuple(map(cut, utterances)))
         return Scene(
             samples,
