@@ -14,7 +14,11 @@ from benchmark.report import headline, write_report
 from benchmark.separators import compare_separators
 from benchmark.sizes import FULL, QUICK
 from speechbrain_peer.utils.files import DataError
-from speechbrain_peer.utils.runtime import computes_bf16, processor_text
+from speechbrain_peer.utils.runtime import (
+    computes_bf16,
+    give_back_freed_memory,
+    processor_text,
+)
 
 
 def parse_arguments(arguments=None):
@@ -78,6 +82,7 @@ def measure_all(options, sizes):
         for table in _measure(options, sizes, threads, first, pairs if first else None):
             table.title += f", {threads} thread{'s' if threads > 1 else ''}"
             yield table
+            give_back_freed_memory()
 
 
 def _measure(options, sizes, threads, with_memory, pairs):

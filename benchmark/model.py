@@ -73,7 +73,7 @@ class TrainingStep:
             for stage in self.stages.values():
                 stage.compile()
         self.loss = PeerLoss()
-        self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=1e-3, fused=True)
         noise = torch.randn(sizes.n_mixtures, sizes.samples, device=device)
         n_targets = sizes.n_mixtures // (1 if exchange == "none" else 2)
         self.mixtures, self.targets = noise, noise[:n_targets].flip(1)

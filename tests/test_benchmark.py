@@ -1,6 +1,7 @@
 """The benchmark command from end to end, and that it compares like with like."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rows import HPARAMS
 
-from benchmark import recordings
+from benchmark import parts, recordings
 from benchmark.measure import precisions_on
 from benchmark.model import TrainingStep
 from benchmark.report import Table
@@ -118,6 +120,22 @@ def test_compiled_steps_are_the_same_steps(monkeypatch):
         weights.append(step.stages.state_dict())
     for name, plain in weights[0].items():
         torch.testing.assert_close(weights[1][name], plain)
+
+
+def test_the_parts_of_a_step_are_the_step(tmp_path, capsys):
+    text = (HPARAMS / "demo.yaml").read_text(encoding="utf-8")
+    (tmp_path / "short.yaml").write_text(
+        re.sub(r"chunk_seconds: [\d.]+", "chunk_seconds: 0.2", text), encoding="utf-8"
+    )
+    arguments = [tmp_path / "short.yaml", "--threads", 1, "--repeats", 1]
+    parts.main(list(map(str, arguments)))
+    phases, operators = capsys.readouterr().out.split("### ")[1:]
+    assert phases.startswith("short, fp32, by phase")
+    for table, n_rows in ((phases, 7), (operators, 2 + parts.MOST)):
+        cells = [line.split(" | ") for line in table.splitlines()[4:] if line]
+        whole, *shares = (float(cell[2].rstrip(" |")) for cell in cells)
+        assert whole == 100 and len(shares) == n_rows - 1
+        assert sum(shares) == pytest.approx(100, abs=2)
 
 
 def test_ratios_are_to_the_first_row():

@@ -92,7 +92,7 @@ def test_tse_has_the_options_that_the_pages_give(capsys):
         with pytest.raises(SystemExit):
             main(["--help"] if command.startswith("-") else [command, "--help"])
         text = capsys.readouterr().out
-        unknown = options(words) - set(re.findall(r"--?[a-z]\w*", text))
+        unknown = options(words) - set(re.findall(r"--?[a-z][\w-]*", text))
         assert not unknown, (page, command)
 
 

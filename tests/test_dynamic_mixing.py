@@ -225,6 +225,15 @@ def test_in_a_room_peers_share_target_and_microphone(make_drawn, rooms):
         heard += bool(late[: CHUNK // 8].any() and tones(late) >= set())
         assert tones(item["target_sig"]) == tones(item["enrollment_sig"])
     assert heard == 24
+    # More talkers than places: those of one branch have different ones.
+    dataset, items = make_drawn(
+        n_peers=4, n_interferers=[1], rooms_folder=str(rooms), reverberant=1.0
+    )
+    items.drawer.rooms.most_talkers = 3
+    assert dataset[0]["mixture_sig"].shape[1] == 4
+    items.drawer.mixing.n_interferers = [8]
+    with pytest.raises(DataError, match="no room has responses from 9 positions"):
+        items.drawer._check()
     dataset, _ = make_drawn(peers="microphones", n_peers=4, rooms_folder=str(rooms))
     with pytest.raises(DataError, match=r"4 peers need as many microphones.* has 3"):
         dataset[0]

@@ -313,7 +313,7 @@ def test_folding_and_export_keep_what_is_extracted(tmp_path):
     rounding = 1e-6 * float(before.abs().max())
     after = extract_from(folded, *pair)
     torch.testing.assert_close(after, before, rtol=0, atol=rounding)
-    assert count(folded) == count(tiny("none")) + 9 * 9 + 9
+    assert count(folded) == count(tiny("none")) + 2 * 9 * 9 + 9
 
     run = tmp_path / "hyperparams.yaml"
     text = (HPARAMS / "sdpccn.yaml").read_text(encoding="utf-8")

@@ -31,11 +31,11 @@ def test_export_folds_the_predictors(tmp_path):
         extracted(folded), extracted(trained), rtol=1e-5, atol=1e-5
     )
     assert not {"predictor1", "predictor2"} & set(hparams)
-    # What is left of peer learning is one 8 x 8 map and its bias.
+    # What is left of peer learning are an 8 x 8 map with its bias, and one of the lent.
     stages = ("encoder", "speaker_encoder", "separator", "decoder")
     backbone = sum(count(trained[name]) for name in stages)
     backbone += sum(p.numel() for p in trained["mask_head"].linear.parameters()) + 1
-    assert count(folded) == backbone + 8 * 8 + 8
+    assert count(folded) == backbone + 2 * 8 * 8 + 8
 
 
 def test_folding_leaves_the_trained_model_alone():

@@ -21,6 +21,8 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from recipes.LibriMix.comparison.runs import find_runs
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main as tse
+from speechbrain_peer.data.manifests import find_data_root, read_manifest
+from speechbrain_peer.peer_learning.curves import COLUMNS
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.launch import locked
 from speechbrain_peer.utils.audio import read_audio
@@ -211,6 +213,29 @@ def test_every_setting_trains(run, row, overrides):
     brain = run(row, n_epochs=1, **overrides)
     metrics = Path(brain.hparams.output_folder, "metrics.json").read_text()
     assert np.isfinite(json.loads(metrics)["means"]["si_sdr"])
+
+
+def test_with_absent_talkers_a_model_learns_its_level(run):
+    options = {"mixtures": "drawn", "peers": "drawn", "mixing": "{absent: 0.5}"}
+    brain = run("td_speakerbeam_pl", n_epochs=2, level="network", **options)
+    folder = brain.hparams.output_folder
+    model = TargetSpeechExtraction.from_hparams(f"{folder}/model")
+    assert model.tells_presence
+    # The curves are SI-SNR, of those who are there; the loss is not.
+    for row in read_curves(brain):
+        assert all(np.isfinite(float(row[name])) for name in COLUMNS)
+        assert float(row["valid_loss"]) != -float(row["valid_si_snr"])
+    # What the test has scored is what the model gives its users.
+    examples = Path(folder, "examples")
+    mixture, *_ = sorted(examples.glob("*_mixture.wav"))
+    estimate = mixture.with_name(mixture.name.replace("_mixture", "_estimate"))
+    item = mixture.name.removesuffix("_mixture.wav")
+    manifest = Path(folder).parents[1] / "data/manifests/wav8k_min_first/test.json"
+    row = read_manifest(manifest, find_data_root(manifest))[item]
+    extracted = model.extract_file(mixture, row["enrollment"])
+    np.testing.assert_allclose(extracted, soundfile.read(estimate)[0], atol=1e-3)
+    with pytest.raises(DataError, match="give --level network"):
+        run("td_speakerbeam_pl", experiment="without", **options)
 
 
 def test_after_the_epochs_of_exchange_each_branch_keeps_its_own(run):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils import epoch_loop as speechbrain_epochs
 from speechbrain.utils.checkpoints import Checkpointer
 
+from speechbrain_peer.training.brain import SafeBrain
 from speechbrain_peer.training.checkpoints import UNFINISHED_PREFIX, SafeCheckpointer
 from speechbrain_peer.training.launch import locked
 from speechbrain_peer.training.schedules import (
@@ -272,6 +274,29 @@ def test_ranks_share_the_lock_of_the_first(tmp_path, monkeypatch):
         monkeypatch.setenv("RANK", "1")
         with locked(tmp_path):
             pass
+
+
+@pytest.mark.parametrize(
+    ("gradients", "finite"),
+    [
+        ([1.0, -2.0], True),
+        ([1.0, np.nan], False),
+        ([np.inf, 1.0], False),
+        ([], True),
+        # Their norm is infinite, and they are not.
+        ([3e38, 1.0], True),
+        ([3e38, np.nan], False),
+    ],
+)
+def test_gradients_that_are_not_finite_are_dropped(gradients, finite):
+    layers = torch.nn.ParameterList(torch.zeros(2) for _ in range(3))
+    for weight, value in zip(layers, gradients, strict=False):
+        weight.grad = torch.full((2,), value)
+    brain = SimpleNamespace(modules=layers, zero_grad=layers.zero_grad)
+    SafeBrain.check_gradients(brain)
+    assert brain.gradients_are_finite == finite
+    kept = [weight for weight in layers if weight.grad is not None]
+    assert len(kept) == (len(gradients) if finite else 0)
 
 
 def test_totals_go_on_in_mid_epoch_only(tmp_path):

@@ -194,6 +194,8 @@ def make_datasets(hparams, prepared):
     )
     branches = {key: hparams[key] for key in ("peers", "n_peers", "peer_interferer")}
     if hparams["mixtures"] == "drawn":
+        if hparams["mixing"].absent and hparams["level"] == "mixture":
+            raise DataError("absent talkers teach nothing so: give --level network")
         if hparams.get("condition") == "both" and not hparams["mixing"].noise_folder:
             raise DataError(
                 "condition: both with drawn mixtures needs noise to draw: give "

@@ -8,7 +8,10 @@ from speechbrain_peer.cli.options import (
     load_interface,
 )
 
-EXAMPLES = ["tse evaluate small-8k prepared/manifests/wav8k_min_first/test.json"]
+EXAMPLES = [
+    "tse evaluate small-8k prepared/manifests/wav8k_min_first/test.json",
+    "tse evaluate results/td_speakerbeam_pl/1234/model test.json --second-take",
+]
 
 
 def add_arguments(parser):
@@ -20,7 +23,13 @@ def add_arguments(parser):
         "-o",
         "--output",
         type=folder_to_fill,
-        help="folder for evaluation.md and evaluation.json",
+        help="folder for evaluation.md and evaluation.json (or second_takes.*)",
+    )
+    add(
+        "--second-take",
+        action="store_true",
+        help="instead: what further mixtures of the same target are worth, averaged or "
+        "lent (peer learning)",
     )
     add_device(add)
     add_trust(add)
@@ -28,17 +37,15 @@ def add_arguments(parser):
 
 def run(options):
     """Evaluates, prints the tables and writes them."""
-    from speechbrain_peer.evaluation.conditions import (
-        evaluate,
-        markdown,
-        write_evaluation,
-    )
+    from speechbrain_peer.evaluation import conditions, second_takes
     from speechbrain_peer.evaluation.trials import read_trials
+
+    kind = second_takes if options.second_take else conditions
 
     model = load_interface(options)
     trials = read_trials(options.manifest, options.data_root, model.hparams.sample_rate)
-    result = evaluate(model, trials)
-    print(markdown(result))
+    result = kind.evaluate(model, trials)
+    print(kind.markdown(result))
     if options.output:
-        write_evaluation(options.output, result)
+        kind.write_evaluation(options.output, result)
     return 0

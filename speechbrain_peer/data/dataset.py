@@ -133,6 +133,9 @@ def drawn_set(
         raise DataError("drawn mixtures have no listed peers: give --peers drawn")
     pool = open_pool(tables, data_root, mixing.balance)
     noise, rooms = mixing.noise_folder, mixing.rooms_folder
+    if noise:
+        noise = NoiseFolder(noise, sample_rate, "train")
+        noise.check()
     drawer = SceneDrawer(
         pool,
         mixing,
@@ -141,7 +144,7 @@ def drawn_set(
         branches_of(peers, n_peers),
         peers,
         peer_interferer,
-        NoiseFolder(noise, sample_rate, "train") if noise else None,
+        noise,
         RoomFolder(rooms, sample_rate) if rooms else None,
     )
     items = DrawnItems(drawer, seed)

@@ -1,5 +1,7 @@
 """Training items of mixtures that are drawn anew in every epoch (dynamic mixing)."""
 
+from itertools import cycle
+
 import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
@@ -137,7 +139,7 @@ class Renderer:
         heard, targets = (
             np.tile(hear(target, response), len(others)) for response in (first, wanted)
         )
-        responses = iter(rest)
+        responses = cycle(rest)
         mixtures = heard + np.concatenate(
             [sum(hear(talk, next(responses)) for talk in talks) for talks in others],
             axis=1,

@@ -94,6 +94,7 @@ class RoomFolder:
             key=lambda room: (-len(room[1]), room),
         )
         self._falling = [-len(files) for _, files in self._rooms]
+        self.most_talkers = -self._falling[0]
 
     def draw(self, n_talkers, rng):
         """Draws a room, each equally likely, and places of talkers in it.
@@ -120,7 +121,7 @@ class RoomFolder:
         if not large_enough:
             raise DataError(
                 f"{self.folder}: no room has responses from {n_talkers} positions, at "
-                f"most {-self._falling[0]}; a room is a folder with one file for each "
+                f"most {self.most_talkers}; a room is a folder with one file for each "
                 "position"
             )
         room, files = self._rooms[rng.integers(large_enough)]

@@ -36,8 +36,8 @@ class Place(NamedTuple):
     """A room's talkers and microphones."""
 
     placement: Placement
-    """A position for each talker, in the order of the target and then all branches'
-    interferers."""
+    """A position for the target, and those of all branches' interferers, who go round
+    them in order: those of one branch have different ones."""
     microphones: tuple
     """One for each branch, or one for all."""
 
@@ -228,6 +228,12 @@ class SceneDrawer:
 
     def _check(self):
         others = max(self.mixing.n_interferers)
+        if self.rooms and self.rooms.most_talkers <= others:
+            raise DataError(
+                f"{self.rooms.folder}: no room has responses from {1 + others} "
+                f"positions, at most {self.rooms.most_talkers}; lower n_interferers, "
+                "or simulate rooms with more talkers"
+            )
         if self.peer_interferer == "any" and not self.microphones:
             others *= self.branches
         needed = 1 + others + (self.mixing.absent > 0)
@@ -321,6 +327,7 @@ class SceneDrawer:
         everywhere = self.microphones or rng.random() < self.mixing.reverberant
         if not everywhere:
             return None
+        n_talkers = min(n_talkers, self.rooms.most_talkers)
         placement = self.rooms.draw(n_talkers, rng)
         microphones = rng.permutation(self.rooms.n_microphones(placement)).tolist()
         # Other peers are all heard by one: they differ by their interferers.

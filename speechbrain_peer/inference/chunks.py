@@ -125,7 +125,7 @@ def extract_chunks(modules, blocks, embedding, length, sample_rate, channels):
     mixture : np.ndarray
         The next samples of the stream, (samples, channels).
     estimate : np.ndarray
-        Theirs, without a level.
+        Theirs, as the network gives it.
     """
     state = streams.init_state(modules, batch=1)
     if state is None:

@@ -37,7 +37,7 @@ from speechbrain_peer.packaging.loading import (
     level_of,
     load_model,
 )
-from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.peer_learning.exchange import embed, extract, extract_together
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.signal import set_level
 
@@ -322,6 +322,50 @@ class TargetSpeechExtraction(Pretrained):
         rate = self.hparams.sample_rate
         energies = (second_energies(x, rate) for x in (estimates, mixtures))
         return estimates, tell_presence(*energies)
+
+    def extract_together(self, mixtures, embeddings, mixture_lens=None):
+        """Extracts one talker from several recordings, which lend to each other.
+
+        What a recording is lent is the mean of what the others have found. The talker
+        has to be heard in all of them at the same time, to the sample.
+
+        Arguments
+        ---------
+        mixtures : torch.Tensor
+            (batch, recordings, time), at the model's sample rate.
+        embeddings : torch.Tensor
+            (batch, embedding), from `encode_speaker`.
+        mixture_lens : torch.Tensor, optional
+            Relative lengths (batch,), in (0, 1].
+
+        Returns
+        -------
+        torch.Tensor
+            An estimate for each recording, (batch, recordings, time).
+
+        Raises
+        ------
+        ValueError
+            If an input cannot be used, or the model was trained without peer learning.
+        """
+        recordings = torch.as_tensor(mixtures)
+        if recordings.ndim != 3:
+            raise ValueError("mixtures must have shape (batch, recordings, time)")
+        batch, n_recordings, _ = recordings.shape
+        lens = mixture_lens
+        if lens is not None:
+            lens = torch.as_tensor(lens).repeat_interleave(n_recordings)
+        flat, lens = check_waveforms(
+            "mixtures", recordings.flatten(0, 1), lens, self.device
+        )
+        embeddings = self._checked(embeddings, batch)
+        peers = flat.unflatten(0, (batch, n_recordings)).movedim(1, 0)
+        with self.inference_ctx:
+            of_items = None if lens is None else lens[::n_recordings]
+            estimates = extract_together(self.mods, peers, embeddings, of_items)
+        estimates = estimates.movedim(0, 1).flatten(0, 1).float()
+        estimates = set_level(estimates, flat, lens, self.level)
+        return estimates.unflatten(0, (batch, n_recordings))
 
     @property
     def tells_presence(self):

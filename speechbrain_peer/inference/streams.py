@@ -50,7 +50,7 @@ def init_state(modules, batch):
 
 
 def step(modules, mixtures, embeddings, state):
-    """Extracts from the next samples of streams; the estimates have no level yet.
+    """Extracts from the next samples of streams, with the level the network gives.
 
     Arguments
     ---------

@@ -254,6 +254,8 @@ class MappingHead(MaskHead):
         C, channels of e.
     refined_size : int or None
         Channels of r, 2, or C where r has been folded into e; None without predictors.
+    lends : bool
+        See `MaskHead`.
 
     Example
     -------
@@ -262,10 +264,10 @@ class MappingHead(MaskHead):
     torch.Size([2, 50, 31, 2])
     """
 
-    def __init__(self, channels, refined_size=None):
-        super().__init__(channels, 2, refined_size)
+    def __init__(self, channels, refined_size=None, lends=False):
+        super().__init__(channels, 2, refined_size, lends=lends)
 
-    def forward(self, e, r, representation):
+    def forward(self, e, r, representation, lent=None):
         """Maps.
 
         Arguments
@@ -276,6 +278,8 @@ class MappingHead(MaskHead):
             (batch, frames, bins, 2); None without predictors.
         representation : torch.Tensor
             W, zero in padded frames, (batch, frames, bins, 2).
+        lent : torch.Tensor or None
+            The e of a peer, see `Combination`.
 
         Returns
         -------
@@ -283,7 +287,7 @@ class MappingHead(MaskHead):
             (batch, frames, bins, 2).
         """
         if self.combine is not None:
-            e = self.combine(e, r)
+            e = self.combine(e, r, lent)
         # The separator has taken the level away. Without it, the parts of a long file
         # would not fit together. It is a mean weighted by power, as padding has none.
         frames = representation.square().sum((2, 3))

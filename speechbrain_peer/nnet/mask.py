@@ -10,12 +10,44 @@ from speechbrain_peer.nnet.products import Linear
 class Combination(Linear):
     """Where peer learning enters: e + C r, with a linear map C into the space of e.
 
-    Folded (see `peer_learning.predictors`) it is a linear map of e alone.
+    Folded (see `peer_learning.predictors`) it is a linear map of e alone, and of what
+    is lent.
+
+    Arguments
+    ---------
+    in_channels : int
+        Channels of r, or of e if folded.
+    out_channels : int
+        Channels of e.
+    lends : bool
+        Whether a folded one has the map of what is lent.
     """
 
-    def forward(self, e, r=None):
-        """e (batch, frames, channels), r (batch, frames, filters) or None if folded."""
-        return super().forward(e) if r is None else e + super().forward(r)
+    def __init__(self, in_channels, out_channels, lends=False):
+        super().__init__(in_channels, out_channels)
+        self.lent = Linear(in_channels, out_channels, bias=False) if lends else None
+
+    def forward(self, e, r=None, lent=None):
+        """Combines.
+
+        Arguments
+        ---------
+        e : torch.Tensor
+            (batch, frames, channels).
+        r : torch.Tensor or None
+            (batch, frames, filters); None if folded.
+        lent : torch.Tensor or None
+            If folded, the e of a peer, whose p this branch is lent; None: its own.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, frames, channels).
+        """
+        if r is not None:
+            return e + super().forward(r)
+        combined = super().forward(e)
+        return combined if lent is None else combined + self.lent(lent - e)
 
 
 class MaskHead(nn.Module):
@@ -34,6 +66,8 @@ class MaskHead(nn.Module):
         predictors.
     prelu : bool
         Whether there is a PReLU.
+    lends : bool
+        Whether r has been folded so that other recordings can still lend theirs.
 
     Example
     -------
@@ -47,15 +81,15 @@ class MaskHead(nn.Module):
     torch.Size([2, 50, 32])
     """
 
-    def __init__(self, channels, n_filters, refined_size=None, prelu=True):
+    def __init__(self, channels, n_filters, refined_size=None, prelu=True, lends=False):
         super().__init__()
         self.combine = None
         if refined_size is not None:
-            self.combine = Combination(refined_size, channels)
+            self.combine = Combination(refined_size, channels, lends)
         self.slope = nn.Parameter(torch.full((1,), 0.25)) if prelu else None
         self.linear = Linear(channels, n_filters)
 
-    def forward(self, e, r, representation):
+    def forward(self, e, r, representation, lent=None):
         """Masks.
 
         Arguments
@@ -66,6 +100,8 @@ class MaskHead(nn.Module):
             (batch, frames, filters); None without predictors.
         representation : torch.Tensor
             W, (batch, frames, filters).
+        lent : torch.Tensor or None
+            The e of a peer, see `Combination`.
 
         Returns
         -------
@@ -73,7 +109,7 @@ class MaskHead(nn.Module):
             M * W, (batch, frames, filters).
         """
         if self.combine is not None:
-            e = self.combine(e, r)
+            e = self.combine(e, r, lent)
         if self.slope is not None:
             e = prelu(e, self.slope)
         return torch.relu(self.linear(e)) * representation

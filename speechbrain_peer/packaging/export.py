@@ -110,6 +110,7 @@ def export_model(hparams_file, modules, folder, documents=None):
         _drop_predictors(hparams)
         folded = stages["mask_head"].combine
         hparams["mask_head"]["refined_size"] = folded.in_features
+        hparams["mask_head"]["lends"] = True
     stages = torch.nn.ModuleDict(stages)
 
     return _write_folder(folder, hparams, stages.state_dict(), documents or {})

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_peer.peer_learning.measure import Measure
-from speechbrain_peer.peer_learning.predictors import without_predictors
+from speechbrain_peer.peer_learning.predictors import can_lend, without_predictors
 from speechbrain_peer.utils.files import DataError
 
 EXCHANGES = ("better", "anyway", "itself", "other", "none")
@@ -155,9 +155,14 @@ def lend(p, scores, exchange, coin=None):
     if exchange == "itself" or len(p) == 1:
         return p
     if exchange == "other":
-        return (p.sum(0) - p) / (len(p) - 1)
+        return mean_of_others(p)
     chosen = coin if exchange == "anyway" else scores.argmax(0)
     return p[chosen, torch.arange(p.shape[1], device=p.device)].expand_as(p)
+
+
+def mean_of_others(p):
+    """What a branch does not have: the mean of the other branches', (peers, ...)."""
+    return (p.sum(0) - p) / (len(p) - 1) if len(p) > 1 else p
 
 
 def estimate(modules, branches, p_star, length):
@@ -171,7 +176,7 @@ def estimate(modules, branches, p_star, length):
         From `represent`.
     p_star : torch.Tensor or None
         The lent representation, of the shape of `branches.p`; None without
-        predictors.
+        predictors. Where these are folded, the e of who lends.
     length : int
         Samples of the mixtures.
 
@@ -183,10 +188,12 @@ def estimate(modules, branches, p_star, length):
         The refined representation, (peers * batch, frames, filters).
     """
     W, frame_mask, e, p = branches
-    r = None
+    r, lent = None, ()
     if p is not None:
         r = modules["predictor2"](torch.cat((p, p_star), dim=-1))
-    masked = modules["mask_head"](e, r, W)
+    elif p_star is not None:
+        lent = (p_star,)
+    masked = modules["mask_head"](e, r, W, *lent)
     return modules["decoder"](masked, length, frame_mask), r
 
 
@@ -306,7 +313,7 @@ class PeerLearning:
 
 
 def extract(modules, mixtures, embeddings, mixture_lens=None):
-    """Extracts from single mixtures; the estimates have no level yet.
+    """Extracts from single mixtures, as the network gives it.
 
     Arguments
     ---------
@@ -327,3 +334,46 @@ def extract(modules, mixtures, embeddings, mixture_lens=None):
     branches = represent(modules, mixtures, embeddings, mixture_lens)
     estimates, _ = estimate(modules, branches, branches.p, mixtures.shape[-1])
     return estimates[:, 0]
+
+
+def extract_together(
+    modules, mixtures, embeddings, mixture_lens=None, lend_from=mean_of_others
+):
+    """Extracts from several recordings of each talker, which lend to each other.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages of a model for peer learning; see `predictors.can_lend`.
+    mixtures : torch.Tensor
+        With the same target at the same time, (peers, batch, time); one peer lends to
+        itself.
+    embeddings : torch.Tensor
+        (batch, embedding), from `embed`.
+    mixture_lens : torch.Tensor or None
+        Relative lengths (batch,).
+    lend_from : callable
+        Makes what each is lent of what all have, (peers, batch, frames, channels).
+
+    Returns
+    -------
+    torch.Tensor
+        (peers, batch, time), without a level; see `extract`.
+
+    Raises
+    ------
+    ValueError
+        If the model was trained without peers.
+    """
+    if not can_lend(modules):
+        raise ValueError(
+            "The model was trained without peer learning: recordings cannot lend to "
+            "each other; extract from each alone, or train with an exchange"
+        )
+    peers = mixtures.shape[:2]
+    branches = represent(modules, mixtures.flatten(0, 1), embeddings, mixture_lens)
+    # With folded predictors e stands for p, of which it is a linear map.
+    own = branches.e if branches.p is None else branches.p
+    lent = lend_from(own.unflatten(0, peers)).flatten(0, 1)
+    estimates, _ = estimate(modules, branches, lent, mixtures.shape[-1])
+    return estimates[:, 0].unflatten(0, peers)

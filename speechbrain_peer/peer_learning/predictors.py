@@ -7,6 +7,10 @@ head.
 With one mixture p* is p. So r = P2 [p ; p] and p = P1 e are linear in e, and what the
 mask head gets, e + C r, is A e + b with one D x D matrix A: the same outputs, without
 the predictors' parameters and products.
+
+With several recordings p* = P1 e* is another's, and what the mask head gets is
+A e + b + L (e* - e), with a second D x D matrix L. It is kept too, and does nothing for
+one recording.
 """
 
 import copy
@@ -82,6 +86,22 @@ def can_fold(modules):
     )
 
 
+def can_lend(modules):
+    """Whether a model was trained for peer learning, and can use what peers lend.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages, folded or not.
+
+    Returns
+    -------
+    bool
+    """
+    combine = getattr(modules["mask_head"], "combine", None)
+    return "predictor1" in modules or getattr(combine, "lent", None) is not None
+
+
 @torch.no_grad()
 def fold_predictors(modules):
     """Makes the stages that extract the same without predictors.
@@ -117,9 +137,12 @@ def fold_predictors(modules):
     e_map = combine.weight.double() @ r_map
     e_bias = combine.weight.double() @ r_bias + combine.bias.double()
 
-    folded = Combination(first.in_features, first.in_features)
+    lent_map = combine.weight.double() @ lent @ p_map
+
+    folded = Combination(first.in_features, first.in_features, lends=True)
     folded.weight = nn.Parameter((e_map + torch.eye(len(e_map)).to(e_map)).float())
     folded.bias = nn.Parameter(e_bias.float())
+    folded.lent.weight = nn.Parameter(lent_map.float())
     mask_head = copy.deepcopy(modules["mask_head"])
     mask_head.combine = folded
     stages = {name: stage for name, stage in modules.items() if name not in PREDICTORS}

@@ -23,10 +23,23 @@ def keep_freed_memory():
     a recording of ten minutes, extracted from in one piece, frees more than that
     between two layers. Other C libraries have no such call and are left alone.
     """
-    libc = ctypes.CDLL(ctypes.util.find_library("c") or None)
-    if hasattr(libc, "gnu_get_libc_version"):
+    libc = _glibc()
+    if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, _MOST)
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def give_back_freed_memory():
+    """Gives the kernel what `keep_freed_memory` has kept so far, after a large task."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc():
+    """The C library if it is glibc."""
+    libc = ctypes.CDLL(ctypes.util.find_library("c") or None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
 def processor_text():
