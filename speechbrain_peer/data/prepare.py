@@ -185,9 +185,10 @@ def prepare_librimix(
                 for name, folder in folders.items()
             }
         else:
-            drawn = list(filter(_is_training, subsets)) if mixtures == "drawn" else []
+            drawn = list(filter(_is_training, folders)) if mixtures == "drawn" else []
+            # Their noise is drawn, too.
             conditions = {
-                name: "clean" if name in drawn else condition for name in subsets
+                name: "clean" if name in drawn else condition for name in folders
             }
             metadata = _read_metadata(
                 librimix_metadata, librispeech_folder, wham_folder, conditions
