@@ -151,8 +151,8 @@ def add_model_options(add):
         choices=("auto", "fp32", "bf16"),
         default="auto",
         help="auto (default): bf16 on CPUs with instructions for it, where it is about "
-        "twice as fast and changes the SI-SDR by less than 0.05 dB on average; else "
-        "fp32",
+        "twice as fast and, measured with small-8k, changes the SI-SDR by less than "
+        "0.05 dB on average; else fp32",
     )
     add_trust(add)
 

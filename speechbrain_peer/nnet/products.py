@@ -2,9 +2,9 @@
 
 `F.linear` and `@` call MKL. On AMD's processors with AVX-512 it makes no use of that in
 fp32: 216 to 236 GFLOP/s on two cores of a Zen 5, where oneDNN, which PyTorch has for
-convolutions, reaches 490 to 550. On Intel's, and on AMD's without AVX-512, both are
-alike, and oneDNN is slower at gradients of weights. So on the former, and there alone,
-products go through a 1 x 1 convolution of the same memory, channels last.
+convolutions, reaches 490 to 550 in forward products (gradients have not been measured
+there). On Intel's, and on AMD's without AVX-512, both are alike. So on the former, and
+there alone, products go through a 1 x 1 convolution of the same memory, channels last.
 
 The choice is a rule by processor. A measurement at first use could fall the one way in
 one process and the other way in the next, and their results differ in the last bits: a
