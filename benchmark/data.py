@@ -87,7 +87,7 @@ def make_data(folder, n_each):
 
 def training_sets(folder, manifest, table):
     """The sets to measure, by name."""
-    common = (None, SECONDS, SAMPLE_RATE, SEED)
+    common = (SECONDS, SAMPLE_RATE, SEED)
     noise, rooms = str(folder / "noise"), str(folder / "rooms")
 
     def drawn(peers="drawn", n_peers=2, **mixing):
@@ -95,7 +95,7 @@ def training_sets(folder, manifest, table):
 
     speeds = [90, 95, 100, 105, 110]
     return {
-        "rendered": training_set(manifest, *common)[0],
+        "rendered": training_set(manifest, None, *common)[0],
         "drawn": drawn(),
         "drawn, five speeds": drawn(speeds=speeds),
         "with noise": drawn(noise_folder=noise),

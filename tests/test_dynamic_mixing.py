@@ -54,7 +54,7 @@ def make_drawn(table):
 
     def make(seed=1, table=table, peers="drawn", n_peers=2, interferer="any", **mixing):
         settings = Mixing(**{"items_per_epoch": 24, **mixing})
-        made = (table, None, CHUNK_SECONDS, RATE, seed, settings)
+        made = (table, CHUNK_SECONDS, RATE, seed, settings)
         return drawn_set(*made, peers, n_peers, interferer)
 
     return make
@@ -282,7 +282,7 @@ def test_speakers_or_utterances_are_equally_likely(tmp_path):
     rng = np.random.default_rng(0)
     for balance, share in (("utterances", 0.9), ("speakers", 0.5)):
         pool = drawn_set(
-            tmp_path / "t.arrow", None, 1, 8000, 1, Mixing(balance=balance), "off"
+            tmp_path / "t.arrow", 1, 8000, 1, Mixing(balance=balance), "off"
         )[1].drawer.pool
         drawn = [pool.draw_target(rng)[2] for _ in range(1000)]
         assert drawn.count(0) / 1000 == pytest.approx(share, abs=0.05)
@@ -296,7 +296,7 @@ def test_corpora_are_drawn_by_weight(table, tmp_path):
     ]
     write_speech_table(tmp_path / "t.arrow", rows)
     weights = {table: 3, tmp_path / "t.arrow": 1}
-    items = drawn_set(weights, None, 1, 8000, 1, Mixing(), "off")[1]
+    items = drawn_set(weights, 1, 8000, 1, Mixing(), "off")[1]
     pool, rng = items.drawer.pool, np.random.default_rng(0)
     # The second corpus's ann is another person.
     assert pool.n_speakers == items.n_speakers == 7
@@ -335,7 +335,7 @@ def test_a_broken_file_is_told_and_another_item_drawn(table, tmp_path, caplog):
     (tmp_path / "broken.flac").write_bytes(b"fLaC")
     rows[4] = rows[4]._replace(path=str(tmp_path / "broken.flac"))
     write_speech_table(tmp_path / "t.arrow", rows)
-    make = (tmp_path / "t.arrow", None, CHUNK_SECONDS, RATE, 1)
+    make = (tmp_path / "t.arrow", CHUNK_SECONDS, RATE, 1)
     dataset, items = drawn_set(*make, Mixing(items_per_epoch=24))
     with caplog.at_level("WARNING"):
         first = epoch_items(dataset, items, 1)
@@ -359,7 +359,7 @@ def test_files_may_lie_where_fsspec_reads(table, tmp_path):
         rows.append(speech[index]._replace(path=f"memory://voices/{index}.flac"))
     write_speech_table(tmp_path / "t.arrow", rows)
     made = [
-        epoch_items(*drawn_set(x, None, 0.6, RATE, 1, Mixing(items_per_epoch=4)), 1)
+        epoch_items(*drawn_set(x, 0.6, RATE, 1, Mixing(items_per_epoch=4)), 1)
         for x in (table, tmp_path / "t.arrow")
     ]
     # Its rows are sorted alike.

@@ -105,7 +105,15 @@ def test_options_are_built_as_they_were_checked(tmp_path):
     found = read(*tiny, f"--results_folder={tmp_path}", "--corpus", corpus, "--lr=1e-4")
     hparams = load_hparams(found)
     assert hparams["corpus"] == corpus
-    assert hparams["optimizer"].keywords == {"lr": 1e-4}
+    assert hparams["optimizer"].keywords == {"lr": 1e-4, "fused": True}
+
+
+def test_prepared_data_may_be_several():
+    row = str(HPARAMS / "own_data.yaml")
+    settings = read("--prepared", "[[A, 3], [B/c, 1.5]]", yaml=row).settings
+    assert settings["prepared"] == [["A", 3], ["B/c", 1.5]]
+    with pytest.raises(DataError, match="prepared must be a folder, or folders with"):
+        read("--prepared=3", yaml=row)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from rows import HPARAMS
 from test_train import load_script, tiny
 
 from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.data.dataset import drawn_set
 from speechbrain_peer.data.fixed_mixtures import count_possible, draw_mixtures
 from speechbrain_peer.data.manifests import find_data_root, read_manifest
+from speechbrain_peer.data.mixing import Mixing
 from speechbrain_peer.data.mixing_metadata import draw_gains
 from speechbrain_peer.data.own_data import open_prepared, prepare_voices
 from speechbrain_peer.data.speakers import LONGEST_NAME, safe_names, split_speakers
@@ -134,6 +136,23 @@ def test_what_is_said_of_the_data(voices, prepared):
         open_prepared(voices.parent / "data", 16000)
     with pytest.raises(DataError, match="tse prepare VOICES"):
         open_prepared(voices, 8000)
+
+
+def test_several_corpora_have_weights(voices, prepared, tmp_path):
+    prepare(voices, tmp_path / "more", seed=2)
+    here = str(voices.parent / "data")
+    folders = [[here, 3], [str(tmp_path / "more"), 1]]
+    both = open_prepared(folders, 8000)
+    assert both.manifests["test"] == prepared.manifests["test"]
+    assert list(both.manifests["train"].values()) == [3, 1]
+    assert both.corpus.endswith("other speakers, 0.00 hours, and on more.")
+    dataset, items = drawn_set(both.manifests["train"], 0.5, 8000, 1, Mixing(), "off")
+    # Three speakers train in each, with other paths to them.
+    assert items.n_speakers == 6
+    assert all(item["mixture_sig"].any() for item in dataset)
+    for wrong in ([[here, 0]], [[here, "much"]], [[here, True]], [here, here]):
+        with pytest.raises(DataError, match="is no list of folders and weights"):
+            open_prepared(wrong, 8000)
 
 
 def test_the_same_again_and_anywhere(voices, prepared, tmp_path):

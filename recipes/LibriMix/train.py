@@ -185,13 +185,8 @@ class PeerBrain(SafeBrain):
 def make_datasets(hparams, prepared):
     """Makes the training, validation and test set."""
     rate = hparams["sample_rate"]
-    data = (
-        prepared.manifests[hparams["train_subset"]],
-        prepared.data_root,
-        hparams["chunk_seconds"],
-        rate,
-        hparams["seed"],
-    )
+    manifest = prepared.manifests[hparams["train_subset"]]
+    cut = (hparams["chunk_seconds"], rate, hparams["seed"])
     branches = {key: hparams[key] for key in ("peers", "n_peers", "peer_interferer")}
     if hparams["mixtures"] == "drawn":
         if hparams["mixing"].absent and hparams["level"] == "mixture":
@@ -202,11 +197,15 @@ def make_datasets(hparams, prepared):
                 '--mixing "{noise_folder: FOLDER}"'
             )
         train, hparams["training_items"] = drawn_set(
-            *data, hparams["mixing"], **branches
+            manifest, *cut, hparams["mixing"], **branches
         )
     else:
         train, hparams["training_items"] = training_set(
-            *data, **branches, listed_peers=prepared.peers
+            manifest,
+            prepared.data_root,
+            *cut,
+            **branches,
+            listed_peers=prepared.peers,
         )
     rank, ranks = rank_and_ranks()
     share = len(train) // ranks

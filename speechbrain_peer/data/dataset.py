@@ -85,7 +85,6 @@ def training_set(
 
 def drawn_set(
     tables,
-    data_root,
     chunk_seconds,
     sample_rate,
     seed,
@@ -99,9 +98,8 @@ def drawn_set(
     Arguments
     ---------
     tables : str, Path or dict
-        A table of utterances that preparation has written, or {table: weight}.
-    data_root : str or None
-        What `{data_root}` in tables stands for; None: what is written beside each.
+        A table of utterances that preparation has written, or {table: weight}. Beside
+        each stands where its data is.
     chunk_seconds : float
         Longest mixture and enrollment.
     sample_rate : int
@@ -131,7 +129,7 @@ def drawn_set(
     """
     if peers == "listed":
         raise DataError("drawn mixtures have no listed peers: give --peers drawn")
-    pool = open_pool(tables, data_root, mixing.balance)
+    pool = open_pool(tables, mixing.balance)
     noise, rooms = mixing.noise_folder, mixing.rooms_folder
     if noise:
         noise = NoiseFolder(noise, sample_rate, "train")

@@ -1,6 +1,7 @@
 """Own recordings: from a folder of voices to what a training reads."""
 
 import json
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,7 @@ DESCRIPTION = "prepared.json"  # in a folder whose preparation is finished
 MANIFESTS = {"train": "train.arrow", "dev": "dev.json", "test": "test.json"}
 MOST_MIXTURES = {"dev": 300, "test": 600}
 """Where nobody says how many."""
-ON_ERROR = ("stop", "skip")
+COMMAND = "tse prepare VOICES -o DATA"
 
 
 def prepare_voices(
@@ -139,28 +140,62 @@ def prepare_voices(
     return prepared
 
 
-def open_prepared(folder, sample_rate):
+def open_prepared(folders, sample_rate):
     """Opens what `prepare_voices` has prepared.
 
     Arguments
     ---------
-    folder : str or Path or None
-        Its output folder.
+    folders : str, Path, list or None
+        Its output folder. Or [[folder, weight], ...] of several, of which one is drawn
+        for each talker, by weight; the first one's dev and test sets are used.
     sample_rate : int
-        The rate in Hz that it must have.
+        The rate in Hz that they must have.
 
     Returns
     -------
     Prepared
+        The training subset's entry in `manifests` is a table, or {table: weight}.
 
     Raises
     ------
     DataError
-        If it is none, or of another rate.
+        If one is none, or of another rate.
     """
-    command = "tse prepare VOICES -o DATA"
-    if not folder:
-        raise DataError(f"no data given: prepare it ({command}) and give --prepared")
+    if not folders:
+        raise DataError(f"no data given: prepare it ({COMMAND}) and give --prepared")
+    pairs = folders if isinstance(folders, list) else [[folders, 1.0]]
+    if not all(map(_is_weighted, pairs)):
+        raise DataError(
+            f"prepared: {folders} is no list of folders and weights above 0, such as "
+            "[[DATA1, 3], [DATA2, 1]]"
+        )
+    weights = dict(map(tuple, pairs))
+    first, *others = (_open_one(folder, sample_rate) for folder in weights)
+    if not others:
+        return first
+    tables = {
+        one.manifests["train"]: weight
+        for one, weight in zip((first, *others), weights.values(), strict=True)
+    }
+    names = ", ".join(Path(folder).name for folder in list(weights)[1:])
+    return first._replace(
+        manifests={**first.manifests, "train": tables},
+        corpus=f"{first.corpus.removesuffix('.')}, and on {names}.",
+    )
+
+
+def _is_weighted(pair):
+    return (
+        isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], str | Path)
+        and isinstance(pair[1], int | float)
+        and not isinstance(pair[1], bool)
+        and 0 < pair[1] < math.inf
+    )
+
+
+def _open_one(folder, sample_rate):
     try:
         text = Path(folder, DESCRIPTION).read_text(encoding="utf-8")
         description = json.loads(text)
@@ -168,7 +203,7 @@ def open_prepared(folder, sample_rate):
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{folder}: holds no prepared recordings ({error!r}); prepare them "
-            f"({command}) and give DATA"
+            f"({COMMAND}) and give DATA"
         ) from error
     if rate != sample_rate:
         raise DataError(

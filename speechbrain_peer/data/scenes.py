@@ -352,15 +352,13 @@ class SceneDrawer:
             yield Noise(self.noise.draw(samples, rng), snr)
 
 
-def open_pool(tables, data_root, balance):
+def open_pool(tables, balance):
     """Opens the tables that training items are drawn from.
 
     Arguments
     ---------
     tables : str, Path or dict
         A table, or {table: weight}.
-    data_root : str or None
-        What "{data_root}" in them stands for.
     balance : str
         See `Mixing`.
 
@@ -369,5 +367,5 @@ def open_pool(tables, data_root, balance):
     SpeechPool
     """
     weights = tables if isinstance(tables, dict) else {tables: 1.0}
-    opened = {SpeechTable(path, data_root): x for path, x in weights.items()}
+    opened = {SpeechTable(path): x for path, x in weights.items()}
     return SpeechPool(opened, balance)

@@ -35,7 +35,7 @@ class Option(NamedTuple):
     'must be a whole number of at least 1, or null, not 0'
     """
 
-    kind: type
+    kind: type | tuple
     least: float = -math.inf
     above: float = -math.inf
     choices: tuple = ()
@@ -67,6 +67,7 @@ class Option(NamedTuple):
 
     def _description(self):
         names = {int: "a whole number", float: "a number", str: "text"}
+        names[str, list] = "a folder, or folders with weights"
         text = names.get(self.kind, "True or False")
         if self.choices:
             text = f"one of {', '.join(self.choices)}"
@@ -95,7 +96,7 @@ OPTIONS = {
     "save_folder": TEXT,
     "export_folder": TEXT,
     "prepared_folder": TEXT,
-    "prepared": TEXT_OR_NULL,
+    "prepared": Option((str, list), optional=True),
     "corpus_folder": TEXT,
     "data_folder": TEXT_OR_NULL,
     "librispeech_folder": TEXT_OR_NULL,
@@ -270,8 +271,15 @@ def _parse(name, tokens, own):
     if not value:
         raise DataError(f"--{name}: give a value, as in --{name}={_shown(own)}")
     option = OPTIONS.get(name, Option(type(own)))
-    is_text = issubclass(option.kind, str)
-    if is_text and value[0] not in "'\"!" and value not in ("null", "~"):
+    kinds = option.kind if isinstance(option.kind, tuple) else (option.kind,)
+    is_text = any(issubclass(kind, str) for kind in kinds)
+    is_list = list in kinds and value[0] == "["
+    if (
+        is_text
+        and not is_list
+        and value[0] not in "'\"!"
+        and value not in ("null", "~")
+    ):
         return value
     try:
         return ruamel.yaml.YAML().load(value)
