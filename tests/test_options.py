@@ -112,8 +112,8 @@ def test_prepared_data_may_be_several():
     row = str(HPARAMS / "own_data.yaml")
     settings = read("--prepared", "[[A, 3], [B/c, 1.5]]", yaml=row).settings
     assert settings["prepared"] == [["A", 3], ["B/c", 1.5]]
-    with pytest.raises(DataError, match="prepared must be a folder, or folders with"):
-        read("--prepared=3", yaml=row)
+    # Text is a folder, whatever it looks like.
+    assert read("--prepared=3", yaml=row).settings["prepared"] == "3"
 
 
 @pytest.mark.parametrize(
