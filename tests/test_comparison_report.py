@@ -158,9 +158,10 @@ def test_costs_are_those_counted_by_hand(short):
     everything = sum(weight.numel() for weight in stages.parameters())
     assert entry["trained_parameters"] == everything
     assert entry["trainable_parameters"] == everything - 16 * 16
-    # Folded, the predictors are gone and C becomes 8 x 8; nor is the classifier there.
+    # Folded, the predictors are gone and C becomes 8 x 8, with a map of what is lent,
+    # which one recording does not use; nor is the classifier there.
     unfolded = 16 * 251 + 251 + (8 + 1) * 16 + (32 + 1) * 16 + (16 + 1) * 8
-    assert entry["exported_parameters"] == everything - unfolded + (8 + 1) * 8
+    assert entry["exported_parameters"] == everything - unfolded + (2 * 8 + 1) * 8
 
     blocks = 6 * (8 * 12 + 12 * (8 + 8))
     backbone = 16 * 16 + 16 * 8 + blocks + 8 * 16 + 16 * 16

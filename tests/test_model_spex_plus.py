@@ -318,4 +318,4 @@ def test_export_folds_the_predictors(tmp_path):
     # What is left of peer learning is a map of e and its bias.
     channels = TINY["channels"]
     backbone = count(build(tmp_path, "spex_plus", **TINY)[0])
-    assert count(folded) == backbone + channels * channels + channels
+    assert count(folded) == backbone + 2 * channels * channels + channels

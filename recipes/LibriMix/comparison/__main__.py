@@ -36,7 +36,8 @@ def main(arguments=None):
         if not options.no_cost:
             threads = torch.get_num_threads()
             set_up("cpu", threads)
-            costs = describe("cpu", threads, REPEATS), measure_costs(groups)
+            settings = {**describe("cpu", REPEATS), "threads": threads}
+            costs = settings, measure_costs(groups)
         print(write_report(options.output, groups, costs))
     except (DataError, OSError) as error:
         sys.exit(f"error: {error}")
