@@ -27,7 +27,7 @@ from speechbrain_peer.data.mixing_metadata import draw_gains
 from speechbrain_peer.data.own_data import open_prepared, prepare_voices
 from speechbrain_peer.data.speakers import LONGEST_NAME, safe_names, split_speakers
 from speechbrain_peer.data.speech_table import SpeechTable, Utterance
-from speechbrain_peer.utils.audio import read_at_rate
+from speechbrain_peer.utils.any_audio import read_at_rate
 from speechbrain_peer.utils.files import DataError
 
 FEW = {"dev": 4, "test": 6}

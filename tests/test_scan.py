@@ -17,7 +17,7 @@ from made_voices import pause, speak, write
 from speechbrain_peer.data.scan import NO_SPEECH, TOO_SHORT, scan_files
 from speechbrain_peer.data.shards import read_shards
 from speechbrain_peer.data.voices import Span, VoiceFile, find_voices
-from speechbrain_peer.utils.audio import read_at_rate
+from speechbrain_peer.utils.any_audio import read_at_rate
 from speechbrain_peer.utils.files import DataError
 
 RATE = 16000

@@ -10,7 +10,8 @@ from speechbrain_peer.data.mixing_metadata import MAX_AMPLITUDE
 from speechbrain_peer.data.noise import at_snr
 from speechbrain_peer.data.peers import item_rng
 from speechbrain_peer.data.rooms import direct, early, reverberate
-from speechbrain_peer.utils.audio import AudioError, read_at_rate
+from speechbrain_peer.utils.any_audio import read_at_rate
+from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)

@@ -22,7 +22,7 @@ from speechbrain_peer.data.rendered import (
     write_mixture,
     write_record,
 )
-from speechbrain_peer.utils.audio import read_at_rate
+from speechbrain_peer.utils.any_audio import read_at_rate
 from speechbrain_peer.utils.files import DataError, remove_unfinished, whole_file
 from speechbrain_peer.utils.processes import available_cpus, map_in_processes
 

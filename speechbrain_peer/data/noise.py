@@ -13,7 +13,8 @@ import soxr
 from tqdm import tqdm
 
 from speechbrain_peer.data.checks import refuse_rows
-from speechbrain_peer.utils.audio import AudioError, read_channels, read_header
+from speechbrain_peer.utils.any_audio import read_channels, read_header
+from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.formats import find_sounds
 

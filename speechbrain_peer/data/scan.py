@@ -31,13 +31,8 @@ from speechbrain_peer.data.speech_activity import (
     frame_powers,
     speech_segments,
 )
-from speechbrain_peer.utils.audio import (
-    AudioError,
-    check_samples,
-    mix_down,
-    open_audio,
-    read_at_rate,
-)
+from speechbrain_peer.utils.any_audio import mix_down, read_at_rate
+from speechbrain_peer.utils.audio import AudioError, check_samples, open_audio
 from speechbrain_peer.utils.decoding import DECODED, decode
 from speechbrain_peer.utils.files import whole_file
 from speechbrain_peer.utils.processes import available_cpus, map_in_processes
@@ -75,7 +70,7 @@ class Scanned(NamedTuple):
     """A file of `DECODED_FOLDER` to read instead."""
     cancelling: bool = False
     """Whether the average of the channels loses what they hold; then the loudest is
-    read, see `audio.mix_down`."""
+    read, see `any_audio.mix_down`."""
     problem: str | None = None
     """Why it cannot be used."""
 

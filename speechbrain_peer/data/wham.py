@@ -5,7 +5,8 @@ Kept free of torch and SpeechBrain: every rendering process imports this file.
 
 import numpy as np
 
-from speechbrain_peer.utils.audio import AudioError, read_channels
+from speechbrain_peer.utils.any_audio import read_channels
+from speechbrain_peer.utils.audio import AudioError
 
 
 def read_noise(path, length, sample_rate):
