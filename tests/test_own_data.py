@@ -296,6 +296,18 @@ def test_given_speakers(voices, tmp_path):
         prepare(voices, tmp_path / "data", speaker_lists=lists)
 
 
+def test_options_of_librimix_are_refused(voices, corpus, tmp_path, capsys):
+    command = ["prepare", str(voices), "-o", str(tmp_path / "data"), "--mode", "max"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "--mode says nothing about own recordings" in capsys.readouterr().err
+    speech = ["--librispeech_folder", str(corpus.librispeech_folder)]
+    with pytest.raises(SystemExit):
+        main(["prepare", *speech, "-o", str(tmp_path / "data"), "--on-error", "skip"])
+    assert "--on-error says nothing about LibriMix" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_too_few_speakers(tmp_path):
     voices = write_voices(tmp_path / "voices", n_speakers=5, n_files=2)
     with pytest.raises(DataError, match=r"9 speakers with two .* but there are 5"):

@@ -53,8 +53,19 @@ def add_arguments(parser):
         type=whole_number(1),
         help="that scan and render; all CPUs if left out",
     )
-    _add_of_voices(parser.add_argument_group("of own recordings").add_argument)
-    _add_of_librimix(parser.add_argument_group("of LibriMix").add_argument)
+    voices = parser.add_argument_group("of own recordings")
+    librimix = parser.add_argument_group("of LibriMix")
+    parser.set_defaults(
+        of_voices=_names(_add_of_voices, voices),
+        of_librimix=_names(_add_of_librimix, librimix),
+    )
+
+
+def _names(declare, group):
+    """Declares a group's options; returns how each is given, by its name."""
+    actions = []
+    declare(lambda *flags, **spec: actions.append(group.add_argument(*flags, **spec)))
+    return {action.dest: action.option_strings[0] for action in actions}
 
 
 def _add_of_voices(add):
@@ -125,6 +136,11 @@ def _add_of_librimix(add):
 
 def run(options):
     """Prepares, and prints the path of every manifest."""
+    idle = options.of_librimix if options.voices else options.of_voices
+    for name, flag in idle.items():
+        if getattr(options, name) != options.parser.get_default(name):
+            data = "own recordings" if options.voices else "LibriMix"
+            options.parser.error(f"{flag} says nothing about {data}; leave it out")
     prepared = (
         _prepare_voices(options) if options.voices else _prepare_librimix(options)
     )
