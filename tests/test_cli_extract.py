@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import shutil
 import socket
 import struct
@@ -297,6 +298,20 @@ def test_without_ffmpeg_the_line_says_what_to_install(model, here, capsys, monke
     assert line.startswith("tse: error: talk.m4a: needs ffmpeg, which is not installed")
 
 
+@pytest.fixture
+def heeded():
+    """Signals that end a process, also where the tests run in the background."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, how) for number, how in handlers.items()}
+    yield
+    for number, how in before.items():
+        signal.signal(number, how)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("output", ["out.wav", "-"])
 @pytest.mark.parametrize(("number", "code"), [(2, 130), (15, 143), (1, 129)])
 def test_an_end_from_outside_leaves_no_file(
