@@ -2,8 +2,8 @@
 
 import io
 import os
-import signal
 import shutil
+import signal
 import socket
 import struct
 import subprocess
