@@ -227,6 +227,9 @@ def test_runs_of_this_repository_make_a_report(short, tmp_path, capsys):
         assert model["trained_parameters"] == recorded
     rows = {row["system"]: row for row in read_csv(tmp_path / "scores.csv")}
     better = rows["TD-SpeakerBeam + PL (exchange better, peers drawn)"]
+    control = rows["TD-SpeakerBeam (exchange none, peers drawn)"]
+    n_controls = len(list(RESULTS.glob("small_none/*/metrics.json")))
+    assert len(control["seeds"].split("; ")) == n_controls
     # Seeds are added to the repository's runs, so that their mean is no fixed figure.
     seeds = [
         json.loads(path.read_text(encoding="utf-8"))["means"]["si_sdr"]

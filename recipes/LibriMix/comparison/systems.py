@@ -31,6 +31,7 @@ _IGNORED = {
     "n_scoring_processes",
     "n_examples",
     "use_tensorboard",
+    "peer_learning.exchange",  # `exchange` says it
 }
 
 
