@@ -32,7 +32,10 @@ KNOWN = {
         (b"9.5", b"nan"),
         (b"ID,", b"si_sdr,ID,ID,"),
     ],
-    "hyperparams.yaml": [(b"exchange: better", b"exchange: x")],
+    "hyperparams.yaml": [
+        (b"exchange: better", b"exchange: x"),
+        (b"seed: 7", b"!new:x seed: 7"),
+    ],
 }
 
 

@@ -196,7 +196,9 @@ def _plain(node):
     return {
         key: value
         for key, value in (node.items() if isinstance(node, dict) else ())
-        if value is None or isinstance(value, (str, int, float))
+        # A key with a tag is no text.
+        if isinstance(key, str)
+        and (value is None or isinstance(value, (str, int, float)))
     }
 
 
