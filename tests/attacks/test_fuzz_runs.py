@@ -34,7 +34,7 @@ KNOWN = {
     ],
     "hyperparams.yaml": [
         (b"exchange: better", b"exchange: x"),
-        (b"seed: 7", b"!new:x seed: 7"),
+        (b"stride: 8", b"!x stride: 8"),
     ],
 }
 
