@@ -38,6 +38,7 @@ def add_arguments(parser):
 def run(options):
     """Evaluates, prints the tables and writes them."""
     from speechbrain_peer.evaluation import conditions, second_takes
+    from speechbrain_peer.evaluation.tables import write_tables
     from speechbrain_peer.evaluation.trials import read_trials
 
     kind = second_takes if options.second_take else conditions
@@ -45,7 +46,8 @@ def run(options):
     model = load_interface(options)
     trials = read_trials(options.manifest, options.data_root, model.hparams.sample_rate)
     result = kind.evaluate(model, trials)
-    print(kind.markdown(result))
+    text = kind.markdown(result)
+    print(text)
     if options.output:
-        kind.write_evaluation(options.output, result)
+        write_tables(options.output, kind.NAME, text, result)
     return 0

@@ -7,6 +7,8 @@ not there, `OSError` tells, which argparse lets through, and the command ends wi
 import argparse
 from pathlib import Path
 
+from speechbrain_peer.data.layout import CHOICES
+
 DEFAULT_MODEL = "small-8k"
 
 
@@ -100,6 +102,26 @@ def device(text):
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def add_making(add, of_seed, of_processes):
+    """Declares what commands that make data share; `add` is `add_argument`.
+
+    Arguments
+    ---------
+    add : callable
+        The parser's `add_argument`.
+    of_seed : str
+        What the seed decides, for the help.
+    of_processes : str
+        What the processes do, for the help.
+    """
+    rates = CHOICES["sample_rate"]
+    add("--sample_rate", type=int, default=8000, choices=rates, help="in Hz")
+    of_seed = f"{of_seed} (default: %(default)s)"
+    add("--seed", type=whole_number(0), default=1234, help=of_seed)
+    of_processes = f"{of_processes}; all CPUs if left out"
+    add("--n_processes", type=whole_number(1), help=of_processes)
 
 
 def add_device(add):

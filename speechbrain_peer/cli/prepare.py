@@ -1,6 +1,11 @@
 """Prepares data for training and testing: own recordings, or LibriMix."""
 
-from speechbrain_peer.cli.options import existing_file, folder_to_fill, whole_number
+from speechbrain_peer.cli.options import (
+    add_making,
+    existing_file,
+    folder_to_fill,
+    whole_number,
+)
 from speechbrain_peer.data.layout import CHOICES
 
 EXAMPLES = [
@@ -40,19 +45,7 @@ def add_arguments(parser):
         required=True,
         help="for all that is written",
     )
-    rates = CHOICES["sample_rate"]
-    add("--sample_rate", type=int, default=8000, choices=rates, help="in Hz")
-    add(
-        "--seed",
-        type=whole_number(0),
-        default=1234,
-        help="of all that is drawn (default: %(default)s)",
-    )
-    add(
-        "--n_processes",
-        type=whole_number(1),
-        help="that scan and render; all CPUs if left out",
-    )
+    add_making(add, "of all that is drawn", "that scan and render")
     voices = parser.add_argument_group("of own recordings")
     librimix = parser.add_argument_group("of LibriMix")
     parser.set_defaults(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from speechbrain_peer.cli.options import folder_to_fill, whole_number
+from speechbrain_peer.cli.options import add_making, folder_to_fill, whole_number
 from speechbrain_peer.data.layout import CHOICES
 
 EXAMPLES = [
@@ -56,19 +56,7 @@ def add_arguments(parser):
         metavar=("LEAST", "MOST"),
         help="reverberation time in seconds (default: 0.1 0.6)",
     )
-    rates = CHOICES["sample_rate"]
-    add("--sample_rate", type=int, default=8000, choices=rates, help="in Hz")
-    add(
-        "--seed",
-        type=whole_number(0),
-        default=1234,
-        help="every room is a function of it (default: %(default)s)",
-    )
-    add(
-        "--n_processes",
-        type=whole_number(1),
-        help="that simulate; all CPUs if left out",
-    )
+    add_making(add, "every room is a function of it", "that simulate")
 
 
 def run(options):

@@ -8,8 +8,8 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.data.mixing_metadata import MAX_AMPLITUDE
 from speechbrain_peer.data.noise import at_snr
-from speechbrain_peer.data.peers import item_rng
 from speechbrain_peer.data.rooms import direct, early, reverberate
+from speechbrain_peer.data.training_items import EpochItems
 from speechbrain_peer.utils.any_audio import read_at_rate
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.files import DataError
@@ -21,7 +21,7 @@ MOST_BROKEN = 100
 epoch, before it ends: more than an accident."""
 
 
-class DrawnItems:
+class DrawnItems(EpochItems):
     """Draws and reads training items; every draw is a function of (seed, epoch, item).
 
     An item with a file that cannot be read is drawn anew, up to a limit, and the file
@@ -36,20 +36,10 @@ class DrawnItems:
     """
 
     def __init__(self, drawer, seed):
+        super().__init__(seed)
         self.drawer, self.renderer = drawer, Renderer(drawer)
-        self.seed = seed
         self.n_speakers = drawer.pool.n_speakers
-        # In shared memory, so that running loader workers learn the epoch too.
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.broken = set()  # reasons, which name the files
-
-    def __deepcopy__(self, memo):
-        """Filtered views of a dataset, which are copies, learn the epoch too."""
-        return self
-
-    def set_epoch(self, epoch):
-        """Tells all workers which epoch's items to draw."""
-        self.epoch.fill_(epoch)
 
     def read(self, item_id):
         """Draws and renders one item.
@@ -75,11 +65,11 @@ class DrawnItems:
         DataError
             If too many files have turned out to be broken.
         """
-        epoch, attempt = int(self.epoch), 0
+        attempt = 0
         while True:
             # The first attempt is the item's own.
             name = f"{item_id} {attempt}" if attempt else item_id
-            scene = self.drawer.draw(item_rng(self.seed, epoch, name))
+            scene = self.drawer.draw(self.rng(name))
             try:
                 signals = self.renderer.render(scene)
                 break

@@ -9,7 +9,34 @@ from speechbrain_peer.data.peers import SourcePool, item_rng
 from speechbrain_peer.utils.audio import read_audio
 
 
-class TrainingItems:
+class EpochItems:
+    """What all training items share: every draw is a function of (seed, epoch, item).
+
+    Arguments
+    ---------
+    seed : int
+        Seeds all draws of items.
+    """
+
+    def __init__(self, seed):
+        self.seed = seed
+        # In shared memory, so that running loader workers learn the epoch too.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __deepcopy__(self, memo):
+        """Filtered views of a dataset, which are copies, learn the epoch too."""
+        return self
+
+    def set_epoch(self, epoch):
+        """Tells all workers which epoch's items to draw."""
+        self.epoch.fill_(epoch)
+
+    def rng(self, name):
+        """The generator of an item in this epoch."""
+        return item_rng(self.seed, int(self.epoch), name)
+
+
+class TrainingItems(EpochItems):
     """Draws and reads training items; every draw is a function of (seed, epoch, item).
 
     Arguments
@@ -41,24 +68,15 @@ class TrainingItems:
         peer_interferer="any",
         listed_peers=None,
     ):
+        super().__init__(seed)
         self.rows = rows
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
-        self.seed, self.n_peers = seed, n_peers
+        self.n_peers = n_peers
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
         self.pool = SourcePool(rows)
         speakers = sorted({row["target"]["speaker"] for row in rows.values()})
         self.speaker_indices = {name: index for index, name in enumerate(speakers)}
         self.n_speakers = len(speakers)
-        # In shared memory, so that running loader workers learn the epoch too.
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __deepcopy__(self, memo):
-        """Filtered views of a dataset, which are copies, learn the epoch too."""
-        return self
-
-    def set_epoch(self, epoch):
-        """Tells all workers which epoch's items to draw."""
-        self.epoch.fill_(epoch)
 
     def read(self, item_id):
         """Draws and reads one item.
@@ -80,7 +98,7 @@ class TrainingItems:
             Index of a random peer, which lends with `exchange: anyway`.
         """
         row = self.rows[item_id]
-        rng = item_rng(self.seed, int(self.epoch), item_id)
+        rng = self.rng(item_id)
         # Where the target talks, which in LibriMix's mode max is not everywhere.
         start = self._draw_start(row["target"], rng)
         mixture = self._read(row["mixture"], start, self.chunk_samples)

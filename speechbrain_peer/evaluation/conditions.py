@@ -1,7 +1,4 @@
-"""Tries a model under several conditions, and writes tables."""
-
-import json
-from pathlib import Path
+"""Tries a model under several conditions, and makes tables."""
 
 from speechbrain_peer.evaluation.long_files import (
     SECONDS,
@@ -22,7 +19,8 @@ from speechbrain_peer.evaluation.trials import (
     third_talker,
     vary,
 )
-from speechbrain_peer.utils.files import whole_file
+
+NAME = "evaluation"  # of the files with the tables
 
 # Conditions that are told apart from the others.
 UNCHANGED, ABSENT = "as they are", "absent target"
@@ -137,24 +135,6 @@ def markdown(result):
     if result["chunks"]:
         lines.append(_chunks_text(result["chunks"]))
     return "\n".join(lines)
-
-
-def write_evaluation(folder, result):
-    """Writes the tables, `evaluation.md`, and all figures, `evaluation.json`.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The folder to write into; it is made.
-    result : dict
-        What `evaluate` returns.
-    """
-    for name, content in (
-        ("evaluation.md", markdown(result)),
-        ("evaluation.json", json.dumps(result, indent=1)),
-    ):
-        with whole_file(Path(folder, name)) as temporary:
-            temporary.write_text(f"{content}\n", encoding="utf-8")
 
 
 def _match_text(rates):

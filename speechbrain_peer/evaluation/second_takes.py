@@ -4,10 +4,8 @@ A take is another mixture of a trial's target with another interferer, as peers 
 training. Recordings of several microphones differ from it by delays and colours.
 """
 
-import json
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +16,9 @@ from speechbrain_peer.evaluation.metrics import si_sdr
 from speechbrain_peer.evaluation.trials import TooFewSpeakers
 from speechbrain_peer.peer_learning.exchange import extract_together, mean_of_others
 from speechbrain_peer.peer_learning.predictors import can_lend
-from speechbrain_peer.utils.files import whole_file
 from speechbrain_peer.utils.signal import set_level
 
+NAME = "second_takes"  # of the files with the tables
 TAKES = (2, 3, 4)
 
 # Ways that need no lending, and those that do.
@@ -182,24 +180,6 @@ def markdown(result):
     if result["left_out"]:
         lines.append(f"\nLeft out: {result['left_out']}.")
     return "\n".join(lines)
-
-
-def write_evaluation(folder, result):
-    """Writes `second_takes.md` and `second_takes.json`.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The folder to write into; it is made.
-    result : dict
-        What `evaluate` returns.
-    """
-    for name, content in (
-        ("second_takes.md", markdown(result)),
-        ("second_takes.json", json.dumps(result, indent=1)),
-    ):
-        with whole_file(Path(folder, name)) as temporary:
-            temporary.write_text(f"{content}\n", encoding="utf-8")
 
 
 def _improvement(trial, mixture, estimate):
