@@ -64,14 +64,14 @@ def _names(declare, group):
 def _add_of_voices(add):
     add(
         "--on-error",
-        choices=("stop", "skip"),
+        choices=CHOICES["on_error"],
         default="stop",
         help="where files cannot be used: stop after all have been looked at, or leave "
         "them out; DATA/report.md lists them (default: %(default)s)",
     )
     add(
         "--detector",
-        choices=("energy", "silero"),
+        choices=CHOICES["detector"],
         default="energy",
         help="what finds speech in recordings (default: %(default)s)",
     )

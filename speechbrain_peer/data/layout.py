@@ -28,6 +28,8 @@ CHOICES = {
     "peers": ("off", "listed", "drawn", "microphones"),
     "peer_interferer": ("any", "same"),
     "mixtures": ("listed", "drawn"),
+    "detector": ("energy", "silero"),
+    "on_error": ("stop", "skip"),
     "layout": ("device", "table", "mixed"),
 }
 

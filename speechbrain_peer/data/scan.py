@@ -37,7 +37,6 @@ from speechbrain_peer.utils.decoding import DECODED, decode
 from speechbrain_peer.utils.files import whole_file
 from speechbrain_peer.utils.processes import available_cpus, map_in_processes
 
-DETECTORS = ("energy", "silero")
 SHARDS_FOLDER, DECODED_FOLDER = "scan", "decoded"
 SILENT_DB = -70.0
 LEAST_RATE = 6000

@@ -169,11 +169,6 @@ class SpeechTable:
         """The first utterance of a speaker, by number, and the one after the last."""
         return tuple(int(x) for x in self._speaker_starts[speaker : speaker + 2])
 
-    def seconds(self):
-        """Of all utterances together."""
-        lengths, rates = (self._columns[x].to_numpy() for x in ("length", "rate"))
-        return float((lengths / rates).sum())
-
     def others(self, index, rng):
         """Draws another utterance of the same speaker.
 
