@@ -58,8 +58,8 @@ def step(modules, mixtures, embeddings, state):
         The stages.
     mixtures : torch.Tensor
         (batch, time), as few as one sample.
-    embeddings : torch.Tensor
-        (batch, embedding).
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...).
     state : tuple
         From `init_state` or the step before; it is not changed.
 
@@ -85,8 +85,8 @@ def finish(modules, embeddings, state, length):
     ---------
     modules : Mapping
         The stages.
-    embeddings : torch.Tensor
-        (batch, embedding).
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...).
     state : tuple
         From the last step.
     length : int
