@@ -209,9 +209,11 @@ def test_peers_are_the_microphones_of_a_room(make_drawn, rooms):
         )
         # All hear the same talkers.
         assert len({frozenset(tones(mixture)) for mixture in mixtures.T}) == 1
-        spectra = torch.fft.rfft(targets.T, 2 * len(targets))
-        shift = torch.fft.irfft(spectra[0] * spectra[1].conj()).argmax()
-        delays.add(int(shift))
+        # The target at the same time, the interferer sooner or later.
+        middle = slice(200, -200)
+        assert torch.corrcoef(targets[middle].T).min() > 0.999
+        interferers = torch.corrcoef((mixtures - targets)[middle].T)
+        delays.add(round(float(interferers.min()), 2))
     assert len(delays) > 4
 
 

@@ -25,9 +25,14 @@ from typing import NamedTuple
 
 import torch
 
+from speechbrain_peer.nnet.around import hold_last
 from speechbrain_peer.nnet.voice import features_of, repeat_voice
 from speechbrain_peer.peer_learning.measure import Measure
-from speechbrain_peer.peer_learning.predictors import can_lend, without_predictors
+from speechbrain_peer.peer_learning.predictors import (
+    can_lend,
+    sees_around,
+    without_predictors,
+)
 from speechbrain_peer.utils.files import DataError
 
 EXCHANGES = ("better", "anyway", "itself", "other", "none")
@@ -122,6 +127,8 @@ def represent(modules, mixtures, embeddings, mixture_lens=None):
         mixture_lens = mixture_lens.repeat(n_peers)
     W, frame_mask = modules["encoder"](mixtures, mixture_lens)
     e = modules["separator"](W, repeat_voice(embeddings, n_peers), frame_mask)
+    if mixture_lens is not None and sees_around(modules):
+        e = hold_last(e, frame_mask)
     p = modules["predictor1"](e) if "predictor1" in modules else None
     return Branches(W, frame_mask, e, p)
 

@@ -164,10 +164,11 @@ def _fill(modules, trained, path):
         raise ValueError(f"{path}: does not fit the model. {mismatches}")
     if adds_peers:
         folded = getattr(trained["mask_head"], "combine", None)
-        if folded is not None and not can_fold(modules):
+        sees_more = getattr(folded, "kernel_size", 1) > 1
+        if folded is not None and (sees_more or not can_fold(modules)):
             raise ValueError(
-                f"{path}: its predictors are folded, which only linear ones can take "
-                "over; give the output folder of its training run"
+                f"{path}: its predictors are folded, which only linear ones that see "
+                "one frame can take over; give the output folder of its training run"
             )
         _start_peer_learning(modules, folded)
     modules.load_state_dict(theirs, strict=False)
@@ -189,7 +190,9 @@ def _start_peer_learning(modules, folded):
         return
     first, second = (modules[name].linear for name in PREDICTORS)
     own = lent = torch.eye(len(second.weight)) / 2
-    second.weight.copy_(torch.cat((own, lent), dim=1))
+    # Of the frames that predictor2 sees, the one in the middle.
+    seen = second.weight.zero_().unflatten(1, (modules["predictor2"].kernel_size, -1))
+    seen[:, seen.shape[1] // 2] = torch.cat((own, lent), dim=1)
     for predictor in (first, second):
         nn.init.zeros_(predictor.bias)
     # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
