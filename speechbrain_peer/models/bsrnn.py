@@ -24,6 +24,7 @@ from speechbrain_peer.nnet.band_split import (
     GridNorm,
     check_bands,
 )
+from speechbrain_peer.nnet.mask import BandCombination
 from speechbrain_peer.nnet.norms import new_totals
 from speechbrain_peer.nnet.stft import magnitude
 from speechbrain_peer.nnet.tf_map import TfMap, unit_frames
@@ -129,6 +130,8 @@ class Separator(nn.Module):
 
     Arguments
     ---------
+    window : int
+        Samples of the STFT's window.
     bands : list of (int, int)
         How many bands, of how many bins each, from the lowest on.
     channels : int
@@ -149,11 +152,11 @@ class Separator(nn.Module):
     Raises
     ------
     ValueError
-        If there is no such cue.
+        If there is no such cue, or the bands do not cover the spectrum.
 
     Example
     -------
-    >>> separator = Separator([(5, 2), (1, 7)], 8, 16, n_blocks=2)
+    >>> separator = Separator(32, [(5, 2), (1, 7)], 8, 16, n_blocks=2)
     >>> voice = unit_frames(torch.rand(2, 70, 17), torch.ones(2, 70))
     >>> separator(torch.rand(2, 50, 17, 2), voice, torch.ones(2, 50)).shape
     torch.Size([2, 50, 6, 8])
@@ -161,6 +164,7 @@ class Separator(nn.Module):
 
     def __init__(
         self,
+        window,
         bands,
         channels,
         hidden_channels,
@@ -172,6 +176,7 @@ class Separator(nn.Module):
     ):
         super().__init__()
         check_cue(cue)
+        check_bands(bands, window // 2 + 1)
         self.tf_map = None
         if cue == "map":
             self.tf_map = TfMap(temperature, learned_temperature)
@@ -279,34 +284,6 @@ class Separator(nn.Module):
         return x * voice[:, None, None]
 
 
-class BandPredictor(nn.Module):
-    """A linear map between representations, for each band alone.
-
-    Arguments
-    ---------
-    bands : list of (int, int)
-        How many bands, of how many bins each, from the lowest on.
-    in_channels : int
-        Channels of a bin, or of a band.
-    of_bins : bool
-        Whether the representation to map is bins; else bands.
-
-    Example
-    -------
-    >>> predictor1 = BandPredictor([(5, 2), (1, 7)], in_channels=8)
-    >>> predictor1(torch.rand(2, 50, 6, 8)).shape
-    torch.Size([2, 50, 17, 2])
-    """
-
-    def __init__(self, bands, in_channels, of_bins=False):
-        super().__init__()
-        self.linear = BandLinear(bands, in_channels, 2, of_bins, to_bins=True)
-
-    def forward(self, representation):
-        """(batch, frames, bins or bands, in_channels) to (batch, frames, bins, 2)."""
-        return self.linear(representation)
-
-
 class MaskHead(nn.Module):
     """Masks the mixture's spectrum with a complex mask.
 
@@ -322,7 +299,12 @@ class MaskHead(nn.Module):
     hidden_channels : int
         Of a band.
     refined_size : int or None
-        Channels of a bin of r, 2; None without predictors.
+        Channels of a bin of r, 2, or n where r has been folded into e; None without
+        predictors.
+    lends : bool
+        Whether r has been folded; see `nnet.mask.MaskHead`.
+    kernel_size : int
+        Frames of e that a folded r is made of.
 
     Example
     -------
@@ -332,11 +314,20 @@ class MaskHead(nn.Module):
     torch.Size([2, 50, 17, 2])
     """
 
-    def __init__(self, bands, channels, hidden_channels, refined_size=None):
+    def __init__(
+        self,
+        bands,
+        channels,
+        hidden_channels,
+        refined_size=None,
+        lends=False,
+        kernel_size=1,
+    ):
         super().__init__()
         self.combine = None
         if refined_size is not None:
-            self.combine = BandLinear(bands, refined_size, channels, of_bins=True)
+            sizes = (refined_size, channels)
+            self.combine = BandCombination(bands, *sizes, lends, kernel_size)
         self.widen = BandLinear(bands, channels, hidden_channels)
         self.mask = BandLinear(bands, hidden_channels, 4, to_bins=True)
 
@@ -351,6 +342,8 @@ class MaskHead(nn.Module):
             (batch, frames, bins, 2); None without predictors.
         representation : torch.Tensor
             W, (batch, frames, bins, 2).
+        lent : torch.Tensor or None
+            The e of a peer, see `nnet.mask.Combining`.
 
         Returns
         -------
@@ -358,7 +351,7 @@ class MaskHead(nn.Module):
             M * W, (batch, frames, bins, 2).
         """
         if self.combine is not None:
-            e = e + self.combine(r)
+            e = self.combine(e, r, lent)
         mask, gate = self.mask(torch.tanh(self.widen(e))).float().chunk(2, dim=-1)
         mask = mask * torch.sigmoid(gate)
         real, imaginary = mask.unbind(-1)

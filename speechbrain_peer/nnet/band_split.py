@@ -107,6 +107,16 @@ class BandLinear(nn.Module):
             outputs.append(output)
         return torch.cat(outputs, dim=2)
 
+    def blocks(self):
+        """Views of the maps of bands of one width; see `products.Linear.blocks`."""
+        biases = list(self.biases) or [None] * len(self.bands)
+        return [
+            (weight.unflatten(2, (width if self.of_bins else 1, -1)), bias)
+            for weight, bias, (_, width) in zip(
+                self.weights, biases, self.bands, strict=True
+            )
+        ]
+
 
 class BandNorm(nn.Module):
     """Takes mean and level out of each band, over all frames or those heard so far.
