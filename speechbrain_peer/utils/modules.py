@@ -45,8 +45,5 @@ def evaluating(modules):
         with torch.no_grad():
             yield modules
     finally:
-        # Of a weight that autocast has cast without gradient, the cast is kept, and
-        # the weight would get none in this step.
-        torch.clear_autocast_cache()
         for name, module in modules.items():
             module.train(in_training[name])
