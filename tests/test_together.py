@@ -1,0 +1,229 @@
+"""Extraction of one talker from several recordings of one moment."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy.signal import resample_poly
+from test_alignment import speech_like
+from tiny_model import build, export
+
+from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.inference import chunks
+from speechbrain_peer.inference.alignment import shift
+from speechbrain_peer.inference.together import ChunksTogether
+from speechbrain_peer.peer_learning.exchange import extract, extract_together
+from speechbrain_peer.peer_learning.predictors import without_predictors
+from speechbrain_peer.peer_learning.quality import (
+    estimated_snr,
+    extract_by_quality,
+    lend_by,
+    mean_by,
+)
+from speechbrain_peer.utils.audio import AudioError
+from speechbrain_peer.utils.files import DataError
+
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export(folder)
+    return TargetSpeechExtraction.from_hparams(source=folder)
+
+
+@pytest.fixture(scope="module")
+def voice(model):
+    torch.manual_seed(0)
+    return model.encode_speaker(torch.randn(1, 8000))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def identity(tmp_path):
+    """A model that lends, and whose estimate is the mixture, but for its ends."""
+    export(tmp_path / "identity")
+    model = TargetSpeechExtraction.from_hparams(tmp_path / "identity")
+    with torch.no_grad():
+        model.mods.encoder.weight.copy_(torch.eye(16))
+        model.mods.decoder.weight.copy_(0.5 * torch.eye(16))
+        model.mods.mask_head.linear.weight.zero_()
+        model.mods.mask_head.linear.bias.fill_(1.0)
+    return model
+
+
+def write(path, samples, rate=RATE):
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+    return path
+
+
+def talk(seconds, seed=0):
+    return np.float32(speech_like(seconds, seed))
+
+
+def test_equal_recordings_lend_as_in_training():
+    modules, embedding = build().eval(), torch.randn(1, 16)
+    mixture = torch.from_numpy(talk(1))
+    mixtures = mixture.expand(3, -1)
+    together = extract_by_quality(modules, mixtures, embedding)
+    expected = extract_together(modules, mixtures[:, None], embedding)[0, 0]
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_where_nobody_else_is_there_a_recording_is_alone():
+    modules, embedding = build().eval(), torch.randn(1, 16)
+    mixtures = torch.from_numpy(np.stack([talk(1), talk(1, seed=1)]))
+    alone = extract(modules, mixtures[:1], embedding)[0]
+    present = torch.tensor([[1.0], [0.0]]).expand(mixtures.shape)
+    estimate = extract_by_quality(modules, mixtures, embedding, present)
+    torch.testing.assert_close(estimate, alone, rtol=1e-4, atol=1e-5)
+    silent = mixtures * present
+    estimate = extract_by_quality(modules, silent, embedding)
+    torch.testing.assert_close(estimate, alone, rtol=1e-4, atol=1e-5)
+    assert not extract_by_quality(modules, 0 * mixtures, embedding).any()
+
+
+def test_a_better_recording_keeps_its_own():
+    own = torch.randn(3, 5, 4)
+    weights = torch.tensor([[100.0], [1.0], [1.0]])
+    lent = lend_by(weights, own)
+    torch.testing.assert_close(lent[0], own[0], rtol=0, atol=0.1)
+    torch.testing.assert_close(lent[1], own[0], rtol=0, atol=0.1)
+    # Equal ones are lent what they do not have.
+    equal = lend_by(torch.ones(3, 1), own)
+    torch.testing.assert_close(equal[1], (own[0] + own[2]) / 2)
+
+
+def test_quality_is_that_of_the_recordings():
+    talker, rest = (torch.from_numpy(talk(2, seed)) for seed in (0, 1))
+    rest = rest - (rest @ talker) / (talker @ talker) * talker
+    rest = rest * talker.norm() / rest.norm()
+    mixtures = torch.stack((talker + rest, 3 * (talker + 0.1 * rest), 0 * talker))
+    snr = estimated_snr(5 * talker.expand(3, -1), mixtures)
+    torch.testing.assert_close(snr, torch.tensor([1.0, 100.0, 0.0]), rtol=1e-3, atol=0)
+    mean = mean_by(mixtures, snr[:, None].expand(mixtures.shape))
+    # The level is the first one's.
+    assert torch.cosine_similarity(mean, talker, dim=0) > 0.97
+    assert mean.norm() == pytest.approx(mixtures[0].norm().item(), rel=0.05)
+
+
+def test_one_recording_gives_what_it_gives_alone(model, voice, here):
+    write("a.wav", talk(2))
+    alone = model.extract_file("a.wav", embeddings=voice)
+    listed = model.extract_file(["a.wav"], embeddings=voice)
+    assert torch.equal(listed, alone)
+    peers, alignment = model.extract_file(
+        "a.wav", embeddings=voice, channels="peers", return_alignment=True
+    )
+    assert torch.equal(peers, alone)
+    assert alignment == []
+
+
+def test_recordings_of_all_kinds_are_brought_together(identity, here):
+    moment = np.float32(speech_like(12, seed=2))
+    # Another rate, another beginning, louder; two channels, shorter.
+    write("a.wav", moment[: 9 * RATE])
+    late = 2.0 * moment[round(1.5 * RATE) :]
+    write("b.wav", resample_poly(late, 2, 1), 2 * RATE)
+    write("c.wav", np.stack([moment[: 4 * RATE]] * 2, axis=1))
+    embedding = torch.zeros(1, 16)
+    estimate, alignment = identity.extract_file(
+        ["a.wav", "b.wav", "c.wav"], embeddings=embedding, return_alignment=True
+    )
+    assert estimate.shape == (9 * RATE,)
+    inside = slice(100, -100)
+    np.testing.assert_allclose(
+        estimate[inside], moment[: 9 * RATE][inside], atol=0.05 * moment.max()
+    )
+    names, offsets, drifts, delays = zip(*alignment, strict=True)
+    assert names == ("b.wav", "c.wav")
+    np.testing.assert_allclose(offsets, (1.5, 0), atol=1e-3)
+    np.testing.assert_allclose(delays, (0, 0), atol=0.1)
+    assert drifts == (0, 0)
+    assert str(alignment[0]).startswith("b.wav: begins at +1.500 s, talker ")
+
+
+def test_channels_are_peers_and_the_first_one_counts(identity, here):
+    moment = np.float32(speech_like(3, seed=2))
+    others = np.float32(shift(moment, 5.5)), np.float32(shift(-0.5 * moment, -2.25))
+    write("room.wav", np.stack((moment, others[0], -others[1]), axis=1))
+    estimate, alignment = identity.extract_file(
+        "room.wav",
+        embeddings=torch.zeros(1, 16),
+        channels="peers",
+        residual_path="rest.wav",
+        return_alignment=True,
+    )
+    inside = slice(200, -200)
+    scale = np.abs(moment).max()
+    np.testing.assert_allclose(estimate[inside], moment[inside], atol=0.02 * scale)
+    assert [x.name for x in alignment] == ["room.wav, channel 2", "room.wav, channel 3"]
+    delays = [x.delay * RATE / 1000 for x in alignment]
+    np.testing.assert_allclose(delays, (5.5, -2.25), atol=0.05)
+    rest, _ = soundfile.read("rest.wav")
+    assert rest.shape == moment.shape
+    np.testing.assert_allclose(rest + estimate.numpy(), moment, atol=1e-4)
+
+
+def test_long_recordings_go_in_step_and_are_read_as_they_come(
+    identity, here, monkeypatch
+):
+    monkeypatch.setattr(chunks, "CHUNK", 4.0)
+    monkeypatch.setattr(chunks, "OVERLAP", 1.5)
+    moment = np.float32(speech_like(30, seed=6))
+    write("a.wav", moment)
+    write("b.wav", shift(moment, 3.5)[RATE:])
+    sizes = []
+    original = ChunksTogether.__call__
+
+    def called(self, chunk, start=0):
+        sizes.append(chunk.shape)
+        return original(self, chunk, start)
+
+    monkeypatch.setattr(ChunksTogether, "__call__", called)
+    path = identity.extract_file(
+        ["a.wav", "b.wav"], embeddings=torch.zeros(1, 16), output_path="out.wav"
+    )
+    out, rate = soundfile.read(path)
+    assert (out.shape, rate) == (moment.shape, RATE)
+    inside = slice(100, -100)
+    np.testing.assert_allclose(out[inside], moment[inside], atol=0.02 * moment.max())
+    assert len(sizes) > 8
+    assert max(sizes) <= (4 * RATE, 2)
+
+
+def test_a_silent_recording_of_no_talker_does_no_harm(model, voice, here):
+    moment = talk(3)
+    quiet = moment.copy()
+    quiet[RATE:] = 0
+    write("a.wav", quiet)
+    write("b.wav", moment)
+    estimate = model.extract_file(["a.wav", "b.wav"], embeddings=voice)
+    assert estimate.isfinite().all()
+
+
+def test_what_cannot_be_done_is_told(model, voice, here):
+    write("a.wav", talk(3))
+    write("b.wav", talk(3, seed=1))
+    write("c.wav", talk(3) + 0.1 * talk(3, seed=2))
+    with pytest.raises(DataError, match=r"b.wav: has nothing in common with a.wav"):
+        model.extract_file(["a.wav", "b.wav"], embeddings=voice)
+    with pytest.raises(ValueError, match="choose channels mix or peers"):
+        model.extract_file(["a.wav", "c.wav"], embeddings=voice, channels="each")
+    with pytest.raises(ValueError, match="mix, each or peers"):
+        model.extract_file(["a.wav", "c.wav"], embeddings=voice, channels="all")
+    with pytest.raises(ValueError, match="is empty"):
+        model.extract_file([], embeddings=voice)
+    with pytest.raises(AudioError, match=r"c.wav: is an input"):
+        model.extract_file(["a.wav", "c.wav"], embeddings=voice, output_path="c.wav")
+    plain = TargetSpeechExtraction(without_predictors(build()), {"sample_rate": RATE})
+    with pytest.raises(ValueError, match="trained without peer learning"):
+        plain.extract_file(["a.wav", "c.wav"], embeddings=voice)
+    assert plain.extract_file(["a.wav"], embeddings=voice).shape == (3 * RATE,)
