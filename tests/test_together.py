@@ -9,6 +9,7 @@ from test_alignment import speech_like
 from tiny_model import build, export
 
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.inference import chunks
 from speechbrain_peer.inference.alignment import shift
 from speechbrain_peer.inference.together import ChunksTogether
@@ -227,3 +228,52 @@ def test_what_cannot_be_done_is_told(model, voice, here):
     with pytest.raises(ValueError, match="trained without peer learning"):
         plain.extract_file(["a.wav", "c.wav"], embeddings=voice)
     assert plain.extract_file(["a.wav"], embeddings=voice).shape == (3 * RATE,)
+
+
+def test_the_command_takes_recordings_together(model, voice, here, capsys):
+    folder = str(here / "model")
+    export(here / "model")
+    moment = talk(4)
+    write("anna.wav", talk(1, seed=9))
+    write("a.wav", moment)
+    write("b.wav", shift(moment, 2.5)[RATE // 2 :])
+    write("room.wav", np.stack((moment, shift(moment, 1)), axis=1))
+
+    def extract(*arguments):
+        return main(["extract", *arguments, "-e", "anna.wav", "-m", folder])
+
+    assert extract("a.wav", "b.wav", "--together", "-o", "out.wav") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["out.wav"]
+    assert "tse: b.wav: begins at +0.500 s, talker " in err
+    assert soundfile.info("out.wav").frames == len(moment)
+    assert extract("room.wav", "--channels", "peers") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["room_target.wav"]
+    assert "tse: room.wav, channel 2: begins at +0.000 s" in err
+    # One output, though there are two recordings.
+    assert extract("a.wav", "b.wav", "--together") == 0
+    assert {path.name for path in here.glob("*_target.wav")} == {
+        "a_target.wav",
+        "room_target.wav",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.wav", "b.wav", "-o", "b.wav"], "b.wav: is an input"),
+        (["a.wav", "-"], "a pipe is for one recording alone"),
+        (["a.wav", "."], ": is a folder; --together takes the files of one moment"),
+        (["a.wav", "none.wav"], "none.wav: "),
+        (["a.wav", "b.wav"], "b.wav: has nothing in common with a.wav"),
+    ],
+)
+def test_what_the_command_cannot_take_together(model, here, capsys, arguments, message):
+    export(here / "model")
+    for seed, name in enumerate(("a.wav", "b.wav", "anna.wav")):
+        write(name, talk(1, seed))
+    options = ["-e", "anna.wav", "-m", str(here / "model")]
+    assert main(["extract", *arguments, "--together", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (here / "a_target.wav").exists()

@@ -21,6 +21,7 @@ EXAMPLES = [
     "tse extract meeting.wav -e anna.wav -o anna_only.flac --residual others.flac",
     "tse extract day1/ day2/ talk.m4a -e anna_1.wav anna_2.wav -o anna/",
     "tse extract - -e anna.wav -o anna_only.wav",
+    "tse extract phone1.wav phone2.wav --together -e anna.wav -o anna_only.wav",
 ]
 
 PIPE = "-"
@@ -72,9 +73,16 @@ def add_arguments(parser):
     )
     add(
         "--channels",
-        choices=("mix", "each"),
+        choices=("mix", "each", "peers"),
         default="mix",
-        help="average the channels of a recording (default), or extract from each",
+        help="average the channels of a recording (default), extract from each, or "
+        "take each for a recording of its own, as with --together",
+    )
+    add(
+        "--together",
+        action="store_true",
+        help="the recordings are of one moment, such as those of several phones: they "
+        "lend to each other and give one output, on the time line of the first",
     )
     add_model_options(add)
 
@@ -83,7 +91,15 @@ def run(options):
     """Extracts from all that can be read."""
     from tqdm import tqdm
 
-    jobs = plan(options.mixture, options.enrollment, options.output, options.residual)
+    if options.together and options.channels == "each":
+        options.parser.error("--together gives one output: not with --channels each")
+    jobs = plan(
+        options.mixture,
+        options.enrollment,
+        options.output,
+        options.residual,
+        options.together,
+    )
     model = load_interface(options)
     embedding = model.encode_speaker_files(options.enrollment)
     told, failures = False, 0
@@ -92,11 +108,15 @@ def run(options):
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                match, present = extract(model, embedding, job, options.channels)
+                match, present, alignment = extract(
+                    model, embedding, job, options.channels
+                )
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
                 tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
                 continue
+            for recording in alignment:
+                tqdm.write(printable(f"tse: {recording}"), file=sys.stderr)
             if match is not None and not told:
                 told = True
                 tqdm.write(MATCH_LEGEND, file=sys.stderr)
@@ -116,17 +136,19 @@ def run(options):
 
 
 class Job(NamedTuple):
-    """What is to be done with one recording."""
+    """What is to be done with one recording, or several of one moment."""
 
     mixture: Path | None
-    """The recording; None for standard input."""
+    """The recording, the first of several; None for standard input."""
     output: Path | None
     """The file to write; None for standard output."""
     residual: Path | None
     """The file for everybody else; None if it is not wanted."""
+    others: tuple = ()
+    """Recordings that lend to the first."""
 
 
-def plan(inputs, enrollments, output=None, residual=None):
+def plan(inputs, enrollments, output=None, residual=None, together=False):
     """Finds the recordings, and chooses the files to write for each.
 
     Arguments
@@ -139,6 +161,8 @@ def plan(inputs, enrollments, output=None, residual=None):
         A file, a folder or `PIPE`, as `--help` tells.
     residual : str, optional
         A file or a folder.
+    together : bool
+        Whether the recordings are of one moment and give one output.
 
     Returns
     -------
@@ -152,13 +176,21 @@ def plan(inputs, enrollments, output=None, residual=None):
     """
     folders = [Path(text).resolve() for text in inputs if os.path.isdir(text)]
     several = len(inputs) > 1 or bool(folders)
-    if several and PIPE in (*inputs, output, residual):
+    if several and PIPE in (*inputs, *(() if together else (output, residual))):
         raise DataError(f"{PIPE}: a pipe is for one recording alone; give files")
+    if together and folders:
+        raise DataError(
+            f"{folders[0]}: is a folder; --together takes the files of one moment"
+        )
+    others = tuple(map(Path, inputs[1:])) if together else ()
+    if together:
+        inputs, several = inputs[:1], False
     jobs = [
         Job(
             mixture,
             default if output is None else _place(output, name, several),
             None if residual is None else _place(residual, name, several),
+            others,
         )
         for mixture, name, default in _find(inputs)
     ]
@@ -178,7 +210,7 @@ def extract(model, embedding, job, channels):
     job : Job
         Files to read and write.
     channels : str
-        `mix` or `each`.
+        `mix`, `each` or `peers`.
 
     Returns
     -------
@@ -187,20 +219,23 @@ def extract(model, embedding, job, channels):
     present : float or None
         Share of the seconds in which the person speaks, in any channel; None from a
         model that does not tell.
+    alignment : list of speechbrain_peer.inference.together.Alignment
+        Of the other recordings.
     """
     from speechbrain_peer.inference.presence import present_share
 
     with _readable(job.mixture) as mixture, _writable(job.output) as output:
-        _, match, *presence = model.extract_file(
-            mixture,
+        _, match, *presence, alignment = model.extract_file(
+            [mixture, *job.others],
             embeddings=embedding,
             output_path=output,
             residual_path=job.residual,
             channels=channels,
             return_match=True,
             return_presence=model.tells_presence,
+            return_alignment=True,
         )
-    return match, present_share(*presence) if presence else None
+    return match, present_share(*presence) if presence else None, alignment
 
 
 def _find(inputs):
@@ -265,10 +300,11 @@ def _check_places(jobs, folders, enrollments):
     """Refuses, before any work, files that could not be or must not be written."""
     from speechbrain_peer.inference.writing import check_output
 
-    mixtures = [job.mixture for job in jobs if job.mixture is not None]
+    mixtures = [path for job in jobs for path in (job.mixture, *job.others) if path]
     read = {_identity(path) for path in (*mixtures, *enrollments)} - {None}
     written = set()
-    for path in (path for job in jobs for path in job[1:] if path is not None):
+    outputs = [path for job in jobs for path in (job.output, job.residual)]
+    for path in filter(None, outputs):
         check_output(path, [])
         place = path.resolve()
         if any(place.is_relative_to(folder) for folder in folders):

@@ -93,7 +93,7 @@ class ChunksTogether:
     def __call__(self, chunk, start=0):
         """The one estimate, (samples, 1), of (samples, recordings)."""
         alone = extract(self.modules, self._waveforms(chunk.T), self.embedding)
-        delays = self._find_delays(alone.float().cpu().numpy())
+        delays = self.find_delays(alone.float().cpu().numpy())
         moved = [shift(x, -late) for x, late in zip(chunk.T, delays, strict=True)]
         estimate = extract_by_quality(
             self.modules,
@@ -103,8 +103,19 @@ class ChunksTogether:
         )
         return estimate[:, None].cpu().numpy()
 
-    def _find_delays(self, alone):
-        """Of a chunk; where the talker is not heard, those of the last one."""
+    def find_delays(self, alone):
+        """Delays of a chunk; where the talker is not heard, those of the last one.
+
+        Arguments
+        ---------
+        alone : np.ndarray
+            The estimate of each recording alone, (recordings, samples).
+
+        Returns
+        -------
+        list of float
+            Samples by which each hears the talker later than the first.
+        """
         most = round(MOST_DELAY * self.sample_rate)
         for k in range(1, len(alone)):
             pair = alone[0], alone[k]
