@@ -60,7 +60,7 @@ def test_a_trial_in_a_room_is_heard_by_all_microphones(rooms, trials):
     # What is left is the late reflection.
     ratio = np.square(rest).sum(1) / np.square(heard.targets).sum(1)
     assert (ratio > 1e-3).all()
-    assert (ratio < 0.1).all()
+    assert (ratio < 0.3).all()
     again = hear(trial, RoomFolder(rooms, RATE))
     assert np.array_equal(again.mixtures, heard.mixtures)
     others = hear(trial, RoomFolder(rooms, RATE), seed=5)

@@ -13,9 +13,14 @@ from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.inference import chunks
 from speechbrain_peer.inference.alignment import shift
 from speechbrain_peer.inference.together import ChunksTogether
-from speechbrain_peer.peer_learning.exchange import extract, extract_together
+from speechbrain_peer.peer_learning.exchange import (
+    extract,
+    extract_together,
+    mean_of_others,
+)
 from speechbrain_peer.peer_learning.predictors import without_predictors
 from speechbrain_peer.peer_learning.quality import (
+    agree,
     estimated_snr,
     extract_by_quality,
     lend_by,
@@ -92,14 +97,27 @@ def test_where_nobody_else_is_there_a_recording_is_alone():
 
 
 def test_a_better_recording_keeps_its_own():
-    own = torch.randn(3, 5, 4)
+    own, all_agree = torch.randn(3, 5, 4), torch.ones(3, 3)
     weights = torch.tensor([[100.0], [1.0], [1.0]])
-    lent = lend_by(weights, own)
+    lent = lend_by(weights, own, all_agree)
     torch.testing.assert_close(lent[0], own[0], rtol=0, atol=0.1)
     torch.testing.assert_close(lent[1], own[0], rtol=0, atol=0.1)
     # Equal ones are lent what they do not have.
-    equal = lend_by(torch.ones(3, 1), own)
-    torch.testing.assert_close(equal[1], (own[0] + own[2]) / 2)
+    equal = lend_by(torch.ones(3, 1), own, all_agree)
+    torch.testing.assert_close(equal, mean_of_others(own))
+    # And nothing from those who hear something else.
+    torch.testing.assert_close(lend_by(torch.ones(3, 1), own, torch.eye(3)), own)
+
+
+def test_recordings_agree_where_both_are_there():
+    talker, other = (torch.from_numpy(talk(2, seed)) for seed in (0, 1))
+    late = torch.arange(2 * RATE) >= RATE
+    estimates = torch.stack((talker, 3 * talker * late, other))
+    present = torch.ones_like(estimates)
+    present[1] = late
+    agreement = agree(estimates, present)
+    assert agreement[0].tolist() == [1, 1, 0]
+    assert torch.equal(agreement, agreement.T)
 
 
 def test_quality_is_that_of_the_recordings():

@@ -1,9 +1,11 @@
-"""How good each recording of one target is, told without the target, and what follows.
+"""How good recordings of one target are, told without the target, and what follows.
 
-Recordings first lend to each other as in training. What the estimates then leave of the
-recordings tells: the ratio of the energies of estimate and rest is a recording's
-estimated signal-to-noise ratio. By that they lend, a second time, and count in what is
-made of them; those that are alike as in training.
+Recordings lend as far as they agree: where the estimates of two, each alone, are not
+alike, they hear the talker too differently (from another corner of the room, or with a
+delay that was not found), or one hears somebody else. How good each is tells what the
+estimates then leave of it: the ratio of the energies of estimate and rest, an estimated
+signal-to-noise ratio. By that they lend once more, and count in what is made of them.
+Recordings that agree and are equally good lend as in training.
 """
 
 import torch
@@ -12,6 +14,9 @@ from speechbrain_peer.peer_learning.exchange import check_lends, estimate, repre
 
 MARGIN = 2.0
 """By how much a recording has to be better than all others together to keep its own."""
+
+STRANGE, ALIKE = 0.2, 0.4
+"""Cosines of the estimates of two recordings between which they begin to lend."""
 
 
 def extract_by_quality(modules, mixtures, embeddings, present=None):
@@ -31,7 +36,8 @@ def extract_by_quality(modules, mixtures, embeddings, present=None):
     Returns
     -------
     torch.Tensor
-        (time,), without a level; see `exchange.extract`.
+        What the first hears of the target, (time,), without a level; see
+        `exchange.extract`.
 
     Raises
     ------
@@ -42,17 +48,49 @@ def extract_by_quality(modules, mixtures, embeddings, present=None):
     branches = represent(modules, mixtures, embeddings)
     # With folded predictors e stands for p, of which it is a linear map.
     own = branches.e if branches.p is None else branches.p
-    length = mixtures.shape[-1]
+    present = torch.ones_like(mixtures) if present is None else present
 
-    def estimates_by(weights):
-        estimates, _ = estimate(modules, branches, lend_by(weights, own), length)
+    def estimates_by(lent):
+        estimates, _ = estimate(modules, branches, lent, mixtures.shape[-1])
         return estimates[:, 0].float()
 
-    present = mixtures.new_ones(mixtures.shape) if present is None else present
-    first = estimates_by(present)
+    agreement = agree(estimates_by(own), present)
+    first = estimates_by(lend_by(present, own, agreement))
     weights = estimated_snr(first, mixtures)[:, None] * present
-    # Amplitudes: the best alone is not as good, where others are a little worse.
-    return mean_by(estimates_by(weights), weights.sqrt())
+    second = estimates_by(lend_by(weights, own, agreement))
+    # Amplitudes: others that are a little worse are still worth something.
+    return mean_by(second, weights.sqrt() * agreement[0][:, None])
+
+
+def agree(estimates, present):
+    """How far recordings agree, told by their estimates.
+
+    Arguments
+    ---------
+    estimates : torch.Tensor
+        With any level, (peers, time).
+    present : torch.Tensor
+        How far each recording is there at a time, 0 to 1, (peers, time).
+
+    Returns
+    -------
+    torch.Tensor
+        From 0 to 1, (peers, peers); 1 for each with itself.
+
+    Example
+    -------
+    >>> estimates = torch.tensor([[1.0, 1.0], [2.0, 2.2], [-1.0, 1.0]])
+    >>> agree(estimates, torch.ones(3, 2))
+    tensor([[1., 1., 0.],
+            [1., 1., 0.],
+            [0., 0., 1.]])
+    """
+    estimates, present = estimates.double(), present.double()
+    shared = (present * estimates) @ (present * estimates).T
+    energy = (present * estimates.square()) @ present.T
+    cosines = shared / (energy * energy.T).sqrt().clamp(min=1e-30)
+    agreement = ((cosines - STRANGE) / (ALIKE - STRANGE)).clamp(0, 1)
+    return agreement.fill_diagonal_(1).float()
 
 
 def estimated_snr(estimates, mixtures):
@@ -84,10 +122,11 @@ def estimated_snr(estimates, mixtures):
     return torch.where(whole > 0, ratio, 0.0).float()
 
 
-def lend_by(weights, own):
+def lend_by(weights, own, agreement):
     """Lends by weights: the mean of the others, and the own where it outweighs them.
 
-    With equal weights it is `exchange.mean_of_others`.
+    With equal weights it is `exchange.mean_of_others`. What is missing where two do not
+    agree is the own, too.
 
     Arguments
     ---------
@@ -95,6 +134,8 @@ def lend_by(weights, own):
         Not negative, (peers, time).
     own : torch.Tensor
         What each has, (peers, frames, ...).
+    agreement : torch.Tensor
+        From 0 to 1, (peers, peers).
 
     Returns
     -------
@@ -103,20 +144,23 @@ def lend_by(weights, own):
 
     Example
     -------
-    >>> own = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
-    >>> lend_by(torch.tensor([[1.0], [1.0], [0.0]]), own).flatten()
+    >>> own, all_agree = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1), torch.ones(3, 3)
+    >>> lend_by(torch.tensor([[1.0], [1.0], [0.0]]), own, all_agree).flatten()
     tensor([2.0000, 1.0000, 1.5000])
-    >>> lend_by(torch.tensor([[1.0], [5.0], [0.0]]), own).flatten()
+    >>> lend_by(torch.tensor([[1.0], [5.0], [0.0]]), own, all_agree).flatten()
     tensor([2.0000, 1.7500, 1.8333])
     """
-    of_frames = torch.nn.functional.interpolate(weights[None], own.shape[1])[0]
-    of_frames = of_frames.reshape(own.shape[:2] + (1,) * (own.ndim - 2)).to(own)
-    others = of_frames.sum(0) - of_frames
-    kept = (of_frames - MARGIN * others).clamp(min=0)
-    # Where nobody else is there.
-    kept = torch.where(others > 0, kept, 1.0)
-    lent = (of_frames * own).sum(0) - of_frames * own + kept * own
-    return lent / (others + kept)
+    frames = torch.nn.functional.interpolate(weights[None], own.shape[1])[0].to(own)
+    others = frames.sum(0) - frames
+    kept = (frames - MARGIN * others).clamp(min=0)
+    total = torch.where(others > 0, others + kept, 1.0)
+    # Of whom, from whom, when.
+    shares = frames * (agreement.to(own) - torch.eye(len(own)).to(own))[..., None]
+    shares = shares / total[:, None]
+    flat = own.flatten(2)
+    lent = torch.einsum("bkf,kfc->bfc", shares, flat)
+    lent = lent + (1 - shares.sum(1))[..., None] * flat
+    return lent.view_as(own)
 
 
 def mean_by(estimates, weights):
