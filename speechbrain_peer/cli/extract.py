@@ -22,6 +22,8 @@ EXAMPLES = [
     "tse extract day1/ day2/ talk.m4a -e anna_1.wav anna_2.wav -o anna/",
     "tse extract - -e anna.wav -o anna_only.wav",
     "tse extract phone1.wav phone2.wav --together -e anna.wav -o anna_only.wav",
+    "tse extract meeting.wav -e anna.wav --save-voice anna.voice",
+    "tse extract another.wav --voice anna.voice",
 ]
 
 PIPE = "-"
@@ -49,14 +51,26 @@ def add_arguments(parser):
         "ffmpeg where it is installed (m4a, mp4, webm, ...); - reads WAV from standard "
         "input",
     )
-    add(
+    person = parser.add_mutually_exclusive_group(required=True).add_argument
+    person(
         "-e",
         "--enrollment",
         nargs="+",
-        required=True,
         metavar="FILE",
         type=existing_file,
-        help="speech of that person alone, a few seconds; several files are averaged",
+        help="speech of that person alone, a few seconds; several files are joined",
+    )
+    person(
+        "--voice",
+        metavar="FILE",
+        type=existing_file,
+        help="that person's voice, which --save-voice has written for this model",
+    )
+    add(
+        "--save-voice",
+        metavar="FILE",
+        type=Path,
+        help="also write the voice that the enrollment gives, to be taken for it later",
     )
     add(
         "-o",
@@ -93,24 +107,29 @@ def run(options):
 
     if options.together and options.channels == "each":
         options.parser.error("--together gives one output: not with --channels each")
+    enrollments = options.enrollment or [options.voice]
     jobs = plan(
         options.mixture,
-        options.enrollment,
+        enrollments,
         options.output,
         options.residual,
+        options.save_voice,
         options.together,
     )
     model = load_interface(options)
-    embedding = model.encode_speaker_files(options.enrollment)
+    if options.voice is None:
+        voice = model.encode_speaker_files(enrollments)
+    else:
+        voice = model.load_voice(options.voice)
+    if options.save_voice is not None:
+        model.save_voice(voice, options.save_voice)
     told, failures = False, 0
     # On terminals alone (None).
     disable = None if len(jobs) > 1 else True
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                match, present, alignment = extract(
-                    model, embedding, job, options.channels
-                )
+                match, present, alignment = extract(model, voice, job, options.channels)
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
                 tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
@@ -148,7 +167,7 @@ class Job(NamedTuple):
     """Recordings that lend to the first."""
 
 
-def plan(inputs, enrollments, output=None, residual=None, together=False):
+def plan(inputs, enrollments, output=None, residual=None, voice=None, together=False):
     """Finds the recordings, and chooses the files to write for each.
 
     Arguments
@@ -161,6 +180,8 @@ def plan(inputs, enrollments, output=None, residual=None, together=False):
         A file, a folder or `PIPE`, as `--help` tells.
     residual : str, optional
         A file or a folder.
+    voice : pathlib.Path, optional
+        One more file to write.
     together : bool
         Whether the recordings are of one moment and give one output.
 
@@ -194,19 +215,19 @@ def plan(inputs, enrollments, output=None, residual=None, together=False):
         )
         for mixture, name, default in _find(inputs)
     ]
-    _check_places(jobs, folders, enrollments)
+    _check_places(jobs, folders, enrollments, voice)
     return jobs
 
 
-def extract(model, embedding, job, channels):
+def extract(model, voice, job, channels):
     """Extracts from one recording.
 
     Arguments
     ---------
     model : speechbrain_peer.TargetSpeechExtraction
         What extracts.
-    embedding : torch.Tensor
-        Of the person, (1, embedding).
+    voice : torch.Tensor or Frames
+        The person's.
     job : Job
         Files to read and write.
     channels : str
@@ -227,7 +248,7 @@ def extract(model, embedding, job, channels):
     with _readable(job.mixture) as mixture, _writable(job.output) as output:
         _, match, *presence, alignment = model.extract_file(
             [mixture, *job.others],
-            embeddings=embedding,
+            embeddings=voice,
             output_path=output,
             residual_path=job.residual,
             channels=channels,
@@ -296,16 +317,17 @@ def _place(given, name, several):
     return Path(given, name) if fill else Path(given)
 
 
-def _check_places(jobs, folders, enrollments):
+def _check_places(jobs, folders, enrollments, voice):
     """Refuses, before any work, files that could not be or must not be written."""
     from speechbrain_peer.inference.writing import check_output
 
     mixtures = [path for job in jobs for path in (job.mixture, *job.others) if path]
     read = {_identity(path) for path in (*mixtures, *enrollments)} - {None}
     written = set()
-    outputs = [path for job in jobs for path in (job.output, job.residual)]
-    for path in filter(None, outputs):
+    outputs = [path for job in jobs for path in (job.output, job.residual) if path]
+    for path in outputs:
         check_output(path, [])
+    for path in [*outputs, *([] if voice is None else [voice])]:
         place = path.resolve()
         if any(place.is_relative_to(folder) for folder in folders):
             raise DataError(

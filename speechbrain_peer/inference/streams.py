@@ -9,11 +9,14 @@ A model can do that if its encoder, separator and decoder can: each then has
 The encoder's `finish(state)` returns the frames that only the end of the mixture makes
 whole, the decoder's the samples after those of the last frame. States are nested tuples
 of tensors whose first dimension is the batch: to be saved, copied, moved, put together.
-Predictors and mask head work frame by frame and need none.
+Predictors and mask head work frame by frame and need none; a model whose second
+predictor sees the frames around cannot extract from streams.
 """
 
 import torch
 from torch.nn import functional as F
+
+from speechbrain_peer.peer_learning.predictors import sees_around
 
 STAGES = ("encoder", "separator", "decoder")
 """Those with a state, in the order of a stream's."""
@@ -38,12 +41,13 @@ def init_state(modules, batch):
     -------
     >>> from speechbrain_peer.nnet.filterbank import Decoder, Encoder
     >>> modules = {"encoder": Encoder(32, 16, 8), "decoder": Decoder(32, 16, 8)}
-    >>> modules["separator"] = torch.nn.LSTM(32, 32)
+    >>> modules |= {"separator": torch.nn.LSTM(32, 32), "mask_head": None}
     >>> init_state(modules, batch=1) is None
     True
     """
     stages = [modules[name] for name in STAGES]
-    if not all(hasattr(stage, "init_state") for stage in stages):
+    steps = all(hasattr(stage, "init_state") for stage in stages)
+    if not steps or sees_around(modules):
         return None
     states = tuple(stage.init_state(batch) for stage in stages)
     return None if any(state is None for state in states) else states
@@ -58,8 +62,8 @@ def step(modules, mixtures, embeddings, state):
         The stages.
     mixtures : torch.Tensor
         (batch, time), as few as one sample.
-    embeddings : torch.Tensor
-        (batch, embedding).
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...).
     state : tuple
         From `init_state` or the step before; it is not changed.
 
@@ -85,8 +89,8 @@ def finish(modules, embeddings, state, length):
     ---------
     modules : Mapping
         The stages.
-    embeddings : torch.Tensor
-        (batch, embedding).
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...).
     state : tuple
         From the last step.
     length : int

@@ -32,6 +32,7 @@ from speechbrain_peer.inference.recordings import (
     Recording,
     resampled_length,
 )
+from speechbrain_peer.nnet.voice import features_of
 from speechbrain_peer.peer_learning.exchange import check_lends, extract
 from speechbrain_peer.peer_learning.quality import extract_by_quality
 
@@ -76,8 +77,8 @@ class ChunksTogether:
     ---------
     modules : Mapping
         The stages of a model that can lend.
-    embedding : torch.Tensor
-        (1, embedding).
+    embedding : torch.Tensor or Frames
+        The voice, of (1, ...).
     sample_rate : int
         In Hz.
     bounds : list of (float, float)
@@ -131,7 +132,8 @@ class ChunksTogether:
         return np.clip(inside / (FADE * self.sample_rate), 0, 1)
 
     def _waveforms(self, signals):
-        return torch.from_numpy(np.float32(signals)).to(self.embedding.device)
+        device = features_of(self.embedding).device
+        return torch.from_numpy(np.float32(signals)).to(device)
 
 
 def open_all(mixtures, channels, stack):
@@ -193,8 +195,8 @@ def extract_recordings(
     recordings : list of Recording
         From `open_all`. They may have any rates and lengths; the estimate is of what
         the first has.
-    embedding : torch.Tensor
-        (1, embedding).
+    embedding : torch.Tensor or Frames
+        The voice, of (1, ...).
     channels : str
         `mix`: the channels of a recording are averaged; `each`: of one recording, the
         talker is extracted from each; `peers`: each is a recording of its own.

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from speechbrain_peer.nnet.around import around
 from speechbrain_peer.nnet.conv_block import prelu
 from speechbrain_peer.nnet.products import Linear
 
@@ -21,11 +22,15 @@ class Combination(Linear):
         Channels of e.
     lends : bool
         Whether a folded one has the map of what is lent.
+    kernel_size : int
+        Frames that a folded one sees, an odd number.
     """
 
-    def __init__(self, in_channels, out_channels, lends=False):
-        super().__init__(in_channels, out_channels)
-        self.lent = Linear(in_channels, out_channels, bias=False) if lends else None
+    def __init__(self, in_channels, out_channels, lends=False, kernel_size=1):
+        seen = kernel_size * in_channels
+        super().__init__(seen, out_channels)
+        self.kernel_size = kernel_size
+        self.lent = Linear(seen, out_channels, bias=False) if lends else None
 
     def forward(self, e, r=None, lent=None):
         """Combines.
@@ -46,8 +51,10 @@ class Combination(Linear):
         """
         if r is not None:
             return e + super().forward(r)
-        combined = super().forward(e)
-        return combined if lent is None else combined + self.lent(lent - e)
+        combined = super().forward(around(e, self.kernel_size))
+        if lent is None:
+            return combined
+        return combined + self.lent(around(lent - e, self.kernel_size))
 
 
 class MaskHead(nn.Module):
@@ -68,6 +75,8 @@ class MaskHead(nn.Module):
         Whether there is a PReLU.
     lends : bool
         Whether r has been folded so that other recordings can still lend theirs.
+    kernel_size : int
+        Frames of e that a folded r is made of.
 
     Example
     -------
@@ -81,11 +90,19 @@ class MaskHead(nn.Module):
     torch.Size([2, 50, 32])
     """
 
-    def __init__(self, channels, n_filters, refined_size=None, prelu=True, lends=False):
+    def __init__(
+        self,
+        channels,
+        n_filters,
+        refined_size=None,
+        prelu=True,
+        lends=False,
+        kernel_size=1,
+    ):
         super().__init__()
         self.combine = None
         if refined_size is not None:
-            self.combine = Combination(refined_size, channels, lends)
+            self.combine = Combination(refined_size, channels, lends, kernel_size)
         self.slope = nn.Parameter(torch.full((1,), 0.25)) if prelu else None
         self.linear = Linear(channels, n_filters)
 

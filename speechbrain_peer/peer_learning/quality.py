@@ -28,8 +28,8 @@ def extract_by_quality(modules, mixtures, embeddings, present=None):
         The stages of a model for peer learning; see `predictors.can_lend`.
     mixtures : torch.Tensor
         With the same target at the same time, (peers, time).
-    embeddings : torch.Tensor
-        (1, embedding), from `exchange.embed`.
+    embeddings : torch.Tensor or Frames
+        The voice, of (1, ...), from `exchange.embed`.
     present : torch.Tensor or None
         How far each recording is there at a time, 0 to 1, (peers, time).
 

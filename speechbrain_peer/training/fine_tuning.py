@@ -146,6 +146,7 @@ def load_run(folder, trust=False):
 def _fill(modules, trained, path):
     """Copies all weights, or raises; returns the names of those that are new."""
     ours, theirs = modules.state_dict(), trained.state_dict()
+    _widen(theirs, ours)
     adds_peers = _has_predictors(ours) and not _has_predictors(theirs)
 
     def is_new(name):
@@ -164,14 +165,28 @@ def _fill(modules, trained, path):
         raise ValueError(f"{path}: does not fit the model. {mismatches}")
     if adds_peers:
         folded = getattr(trained["mask_head"], "combine", None)
-        if folded is not None and not can_fold(modules):
+        sees_more = getattr(folded, "kernel_size", 1) > 1
+        if folded is not None and (sees_more or not can_fold(modules)):
             raise ValueError(
-                f"{path}: its predictors are folded, which only linear ones can take "
-                "over; give the output folder of its training run"
+                f"{path}: its predictors are folded, which only linear ones that see "
+                "one frame can take over; give the output folder of its training run"
             )
         _start_peer_learning(modules, folded)
     modules.load_state_dict(theirs, strict=False)
     return new
+
+
+def _widen(theirs, ours):
+    """A predictor2 that is to see more frames starts as the one that saw one."""
+    name = "predictor2.linear.weight"
+    if name not in ours or name not in theirs:
+        return
+    wanted, given = ours[name], theirs[name]
+    frames = wanted.shape[1] // given.shape[1]
+    if wanted.shape == (len(given), frames * given.shape[1]) and frames % 2:
+        wide = torch.zeros_like(wanted).unflatten(1, (frames, -1))
+        wide[:, frames // 2] = given
+        theirs[name] = wide.flatten(1)
 
 
 @torch.no_grad()
@@ -189,7 +204,9 @@ def _start_peer_learning(modules, folded):
         return
     first, second = (modules[name].linear for name in PREDICTORS)
     own = lent = torch.eye(len(second.weight)) / 2
-    second.weight.copy_(torch.cat((own, lent), dim=1))
+    # Of the frames that predictor2 sees, the one in the middle.
+    seen = second.weight.zero_().unflatten(1, (modules["predictor2"].kernel_size, -1))
+    seen[:, seen.shape[1] // 2] = torch.cat((own, lent), dim=1)
     for predictor in (first, second):
         nn.init.zeros_(predictor.bias)
     # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
