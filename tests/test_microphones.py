@@ -19,11 +19,13 @@ from speechbrain_peer.evaluation.microphones import (
     MVDR,
     PEERS,
     beamform,
+    evaluate,
     extract_all_ways,
     hear,
 )
 from speechbrain_peer.evaluation.trials import read_trials
 from speechbrain_peer.peer_learning.predictors import without_predictors
+from speechbrain_peer.utils.files import DataError
 
 RATE = 8000
 
@@ -86,6 +88,16 @@ def test_a_model_without_peers_is_measured_without_lending(rooms, trials):
     assert alone.shape == heard.mixtures.shape
     assert set(together) == {(k, way) for k in (2, 3) for way in (MEAN, MVDR)}
     assert all(x.shape == alone[0].shape for x in together.values())
+
+
+def test_rooms_with_one_microphone_are_refused(rooms, trials, tmp_path):
+    for path in rooms.rglob("*.wav"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        response, _ = soundfile.read(path)
+        soundfile.write(tmp_path / path.relative_to(rooms), response[:, 0], RATE)
+    model = TargetSpeechExtraction(build(), {"sample_rate": RATE})
+    with pytest.raises(DataError, match="rooms with one microphone"):
+        evaluate(model, trials, tmp_path, n_processes=0)
 
 
 def test_the_command(rooms, prepared, tmp_path, capsys):

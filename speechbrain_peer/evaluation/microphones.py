@@ -20,6 +20,7 @@ from speechbrain_peer.evaluation.trial_scores import mean_over_speakers
 from speechbrain_peer.inference.alignment import shift
 from speechbrain_peer.inference.together import ChunksTogether
 from speechbrain_peer.peer_learning.predictors import can_lend
+from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.processes import available_cpus
 from speechbrain_peer.utils.signal import set_level
 
@@ -110,7 +111,7 @@ def extract_all_ways(model, mixtures, enrollment):
         estimates[count, MEAN] = np.mean(moved, axis=0)
         estimates[count, MVDR] = beamform(chunk, alone[:count], rate)
         if can_lend(model.mods):
-            lent = torch.from_numpy(lending(chunk.T)).T
+            lent = torch.from_numpy(lending.lend(chunk.T, delays)).T
             first = torch.from_numpy(chunk[:1])
             estimates[count, PEERS] = set_level(lent, first, level=model.level)[0]
     return alone, {key: np.asarray(x) for key, x in estimates.items()}
@@ -175,6 +176,11 @@ def evaluate(model, trials, rooms_folder, seed=0, n_processes=None):
     dict
         `ways`: {way: {number of microphones: {metric: [mean, standard error]}}}, and
         `items`: a row for each trial, number and way.
+
+    Raises
+    ------
+    DataError
+        If the rooms have too few places or microphones.
     """
     rate = model.hparams.sample_rate
     rooms = RoomFolder(rooms_folder, rate)
@@ -184,13 +190,17 @@ def evaluate(model, trials, rooms_folder, seed=0, n_processes=None):
         for trial in tqdm(trials, desc="Microphones", leave=False):
             heard = hear(trial, rooms, seed)
             mixtures = heard.mixtures[:MOST]
+            if len(mixtures) < 2:
+                raise DataError(
+                    f"{rooms_folder}: has rooms with one microphone; make others with "
+                    "`tse rooms --n_microphones 4`"
+                )
             before[trial.id] = si_sdr(mixtures[0], heard.targets[0])
             alone, together = extract_all_ways(model, mixtures, trial.enrollment)
 
             def submit(key, estimate, of=0, trial=trial, heard=heard):
                 others = [x[of] for x in heard.interferers]
-                signals = heard.targets[of], heard.mixtures[of], others
-                pool.submit((trial.id, *key), estimate, *signals)
+                pool.submit((trial.id, *key), estimate, heard.targets[of], None, others)
 
             qualities = map(si_sdr, alone, heard.targets)
             qualities = np.nan_to_num(list(qualities), nan=-math.inf)

@@ -94,7 +94,10 @@ class ChunksTogether:
     def __call__(self, chunk, start=0):
         """The one estimate, (samples, 1), of (samples, recordings)."""
         alone = extract(self.modules, self._waveforms(chunk.T), self.embedding)
-        delays = self.find_delays(alone.float().cpu().numpy())
+        return self.lend(chunk, self.find_delays(alone.float().cpu().numpy()), start)
+
+    def lend(self, chunk, delays, start=0):
+        """The same, with delays that are known."""
         moved = [shift(x, -late) for x, late in zip(chunk.T, delays, strict=True)]
         estimate = extract_by_quality(
             self.modules,
