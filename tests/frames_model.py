@@ -32,7 +32,7 @@ class Separator(nn.Module):
     def __init__(self, n_filters, causal=False):
         super().__init__()
         self.queries = nn.Linear(n_filters, n_filters)
-        self.tcn = TemporalConvNet(n_filters, 8, 12, 8, 2, 1, causal)
+        self.tcn = TemporalConvNet(n_filters, 8, 12, 8, 1, 1, causal)
 
     def _found(self, representation, voice):
         scores = self.queries(representation) @ voice.features.transpose(1, 2)

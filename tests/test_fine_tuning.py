@@ -165,6 +165,17 @@ def test_the_best_checkpoint_of_a_run_keeps_its_predictors(trained, tmp_path, ca
     assert new_weights(caplog) == ["none"]
 
 
+def test_a_wider_predictor_starts_as_the_narrow_one(trained, tmp_path):
+    run = tmp_path / "run"
+    original, _ = trained()
+    checkpointer = SafeCheckpointer(run / "save", dict(original.items()))
+    checkpointer.save_checkpoint(meta={"valid_loss": 1.0})
+    modules = build(predictor2={"kernel_size": 5})
+    start_from(modules, run, 8000)
+    assert modules["predictor2"].linear.in_features == 5 * 32
+    assert_extracts_the_same(modules, original)
+
+
 def test_a_run_without_checkpoint_is_no_start(trained, tmp_path):
     trained()
     (tmp_path / "run/save").mkdir()

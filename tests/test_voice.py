@@ -10,9 +10,13 @@ import torch
 from tiny_model import build as build_of_vectors
 
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.evaluation import calibration
+from speechbrain_peer.evaluation.trials import Trial
 from speechbrain_peer.inference import chunks
 from speechbrain_peer.inference.match import MatchScorer, listen
 from speechbrain_peer.nnet.voice import Frames, join_voices, repeat_voice
+from speechbrain_peer.packaging.onnx import export_onnx
 from speechbrain_peer.peer_learning.exchange import PeerLearning, embed
 
 RATE, SIZE = 8000, frames_model.FRAME_SIZE
@@ -221,3 +225,71 @@ def test_what_is_in_the_padding_of_given_frames_is_not_heard(model):
         model.extract_batch(noise(1, 4000), embeddings=given),
         model.extract_batch(noise(1, 4000), embeddings=voice),
     )
+
+
+def test_in_the_shell_a_saved_voice_stands_for_the_enrollment(tmp_path, capsys):
+    folder = frames_model.export(tmp_path / "model")
+    here = tmp_path / "here"
+    for name, seed in (("anna.wav", 1), ("mixture.wav", 2)):
+        here.mkdir(exist_ok=True)
+        soundfile.write(here / name, noise(RATE, seed=seed).numpy(), RATE)
+
+    def extract(*arguments, code=0):
+        common = ["-m", str(folder), "--trust", "--precision", "fp32"]
+        names = [str(here / x) if "." in x else x for x in arguments]
+        assert main(["extract", str(here / "mixture.wav"), *names, *common]) == code
+        return capsys.readouterr().err
+
+    extract("-e", "anna.wav", "--save-voice", "anna.voice", "-o", "1.wav")
+    extract("--voice", "anna.voice", "-o", "2.wav")
+    assert (here / "1.wav").read_bytes() == (here / "2.wav").read_bytes()
+    for name in ("anna.wav", "mixture.wav"):
+        told = extract("-e", "anna.wav", "--save-voice", name, code=1)
+        assert f"{name}: is an input" in told
+    told = extract("-e", "anna.wav", "--save-voice", "1.wav", "-o", "1.wav", code=1)
+    assert "written twice" in told
+    assert "cannot be read as a voice" in extract("--voice", "anna.wav", code=1)
+
+
+def test_calibration_compares_means(tmp_path, monkeypatch):
+    folder = frames_model.export(tmp_path / "model")
+    trials = [
+        Trial(
+            id=name,
+            speakers=(name, f"{name}'s interferer"),
+            target=noise(RATE, seed=seed).numpy(),
+            interferers=(1e-3 * noise(RATE, seed=10 + seed).numpy(),),
+            noise=np.zeros(RATE, np.float32),
+            enrollment=noise(RATE + 100 * seed, seed=20 + seed).numpy(),
+        )
+        for seed, name in enumerate("abcd")
+    ]
+    monkeypatch.setattr(calibration, "read_trials", lambda *arguments: trials)
+    calibration.calibrate(folder, "dev.csv", None, trust=True)
+    model = TargetSpeechExtraction.from_hparams(folder, trust=True)
+    assert model.tells_match
+    assert len(model.mods.match_scorer.center) == SIZE
+
+
+def test_graphs_take_any_number_of_frames(tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    import onnxruntime
+
+    folder = frames_model.export(tmp_path / "model")
+    graphs = export_onnx(folder, tmp_path / "graphs", trust=True)
+    encoder, extractor = (
+        onnxruntime.InferenceSession(
+            str(graphs / f"{name}.onnx"), providers=["CPUExecutionProvider"]
+        )
+        for name in ("speaker_encoder", "extractor")
+    )
+    model = TargetSpeechExtraction.from_hparams(folder, trust=True)
+    mixture, enrollments = noise(2, 5003), [noise(2, 3000), noise(2, 4507, seed=1)]
+    frames = [encoder.run(None, {"enrollment": x.numpy()})[0] for x in enrollments]
+    joined = np.concatenate(frames, axis=1)
+    (estimate,) = extractor.run(None, {"mixture": mixture.numpy(), "frames": joined})
+    voice = join_voices([model.encode_speaker(x) for x in enrollments])
+    close(torch.from_numpy(estimate), model.extract_batch(mixture, embeddings=voice))
+    (shape,) = (x.shape for x in extractor.get_inputs() if x.name == "frames")
+    assert shape == ["batch", "frames", SIZE]

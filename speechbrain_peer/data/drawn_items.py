@@ -43,7 +43,8 @@ class DrawnItems(EpochItems):
 
     def __init__(self, drawer, seed):
         super().__init__(seed)
-        self.drawer, self.renderer = drawer, Renderer(drawer)
+        self.drawer = drawer
+        self.renderer = Renderer(drawer.surroundings, drawer.sample_rate)
         self.n_speakers = drawer.pool.n_speakers
         self.broken = set()  # reasons, which name the files
 
@@ -102,14 +103,17 @@ class Renderer:
 
     Arguments
     ---------
-    drawer : SceneDrawer
-        With its rate, noise and rooms.
+    surroundings : Surroundings
+        Reads noise and rooms.
+    sample_rate : int
+        In Hz.
     """
 
-    def __init__(self, drawer):
-        self.sample_rate = drawer.sample_rate
-        self.noise, self.rooms = drawer.noise, drawer.rooms
-        self.cut = early if drawer.mixing.target_sound == "early" else direct
+    def __init__(self, surroundings, sample_rate):
+        self.sample_rate = sample_rate
+        self.noise, self.rooms = surroundings.noise, surroundings.rooms
+        wanted = surroundings.mixing.target_sound
+        self.cut = early if wanted == "early" else direct
 
     def render(self, scene):
         """Renders a scene.

@@ -193,7 +193,7 @@ def _write(path, network, inputs, shortest, metadata):
     for voice in inputs[1:]:
         of_frames = voice.dim() == 3
         axes.append({0: batch, 1: Dim.DYNAMIC} if of_frames else {0: batch})
-        names.append({0: "batch", 1: "frames"} if of_frames else None)
+        names.append({1: "frames"} if of_frames else None)
     # `len(tensor)` would be taken for a constant, `tensor.shape[0]` is not.
     program = torch.export.export(network, inputs, dynamic_shapes=axes, strict=False)
     # Optimizing is left to ONNX Runtime: the optimizer of onnxscript (0.7) takes the
