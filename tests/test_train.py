@@ -75,9 +75,21 @@ SIZES = {
         "speaker_hidden_channels": 12,
         "speaker_blocks": 2,
     },
+    "bsrnn": {
+        "window": 64,
+        "hop": 32,
+        "bands": [[5, 3], [3, 6]],
+        "channels": 4,
+        "n_blocks": 2,
+        "speaker_channels": 6,
+        "speaker_hidden_channels": 8,
+        "speaker_blocks": 2,
+    },
 }
 # Of the full-size models, with the classifier of SpEx+'s 251 training speakers.
 PARAMETERS = {
+    "bsrnn": 1_329_012,
+    "bsrnn_pl": 1_364_112,
     "demo": 560_870,
     "own_data": 2_472_876,
     "sdpccn": 6_849_072,
@@ -86,6 +98,7 @@ PARAMETERS = {
     "spex_plus": 11_112_777 + 251 * 257,
     "spex_plus_pl": 12_751_940,
     "td_speakerbeam": 6_704_194,
+    "td_speakerbeam_map": 5_051_057,
     "td_speakerbeam_pl": 7_360_706,
     "td_speakerbeam_pl_best": 7_360_706,
 }
@@ -190,6 +203,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
     ("row", "overrides"),
     [
         ("td_speakerbeam", {}),
+        ("td_speakerbeam_map", {"peers": "drawn", "exchange": "better"}),
         ("td_speakerbeam_pl", {"exchange": "none", "peers": "drawn"}),
         ("td_speakerbeam_pl", {"exchange": "itself", "peers": "off"}),
         ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),
@@ -202,6 +216,9 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("sepformer_pl", {}),
         ("sdpccn", {}),
         ("sdpccn", {"peers": "drawn", "exchange": "better"}),
+        ("bsrnn", {}),
+        ("bsrnn", {"cue": "vector", "peers": "drawn", "exchange": "none"}),
+        ("bsrnn_pl", {"peers": "drawn", "precision": "bf16"}),
         ("small_8k", {}),
         (
             "small_8k",

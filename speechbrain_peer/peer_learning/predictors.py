@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from speechbrain_peer.nnet.around import around
-from speechbrain_peer.nnet.mask import Combination
+from speechbrain_peer.nnet.band_split import BandLinear
+from speechbrain_peer.nnet.mask import Combining
 from speechbrain_peer.nnet.products import Linear
 
 PREDICTORS = ("predictor1", "predictor2")
@@ -39,6 +40,11 @@ class Predictor(nn.Module):
     kernel_size : int
         Frames that it sees, an odd number, for predictor2 alone: microphones hear a
         talker through paths that differ by more than a delay.
+    bands : list of (int, int) or None
+        Makes it a map for each band (see `nnet.band_split`), and the channels those of
+        a bin; those of a band, if it does not map from bins.
+    of_bins : bool
+        Whether a map for each band maps from bins, as predictor2's do.
 
     Raises
     ------
@@ -49,17 +55,26 @@ class Predictor(nn.Module):
     -------
     >>> Predictor(8, 32)(torch.rand(2, 50, 8)).shape
     torch.Size([2, 50, 32])
+    >>> bands = [(5, 2), (1, 7)]
+    >>> Predictor(8, 2, bands=bands)(torch.rand(2, 50, 6, 8)).shape
+    torch.Size([2, 50, 17, 2])
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size=1):
+    def __init__(
+        self, in_channels, out_channels, kernel_size=1, bands=None, of_bins=False
+    ):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {kernel_size}: give an odd number of frames")
         self.kernel_size = kernel_size
-        self.linear = Linear(kernel_size * in_channels, out_channels)
+        sizes = (kernel_size * in_channels, out_channels)
+        if bands is None:
+            self.linear = Linear(*sizes)
+        else:
+            self.linear = BandLinear(bands, *sizes, of_bins, to_bins=True)
 
     def forward(self, representation):
-        """(batch, frames, in_channels) to (batch, frames, out_channels)."""
+        """(batch, frames, ..., in_channels) to (batch, frames, ..., out_channels)."""
         return self.linear(around(representation, self.kernel_size))
 
 
@@ -97,7 +112,7 @@ def can_fold(modules):
         {*PREDICTORS, "mask_head"} <= set(modules.keys())
         and all(type(modules[name]) is Predictor for name in PREDICTORS)
         and modules["predictor1"].kernel_size == 1
-        and isinstance(getattr(modules["mask_head"], "combine", None), Combination)
+        and isinstance(getattr(modules["mask_head"], "combine", None), Combining)
     )
 
 
@@ -161,25 +176,36 @@ def fold_predictors(modules):
     """
     first, second = (modules[name].linear for name in PREDICTORS)
     combine = modules["mask_head"].combine
-    # In double precision, so that the folded model is as exact as the unfolded one.
-    p_map, p_bias = first.weight.double(), first.bias.double()
-    # A matrix for every frame that predictor2 sees: (outputs, frames, inputs).
     kernel_size = modules["predictor2"].kernel_size
-    seen = second.weight.double().unflatten(1, (kernel_size, -1))
-    own, lent = seen.chunk(2, dim=2)
-    c_map = combine.weight.double()
-    both = own + lent
-    r_bias = both.sum(1) @ p_bias + second.bias.double()
-    e_map, lent_map = (c_map @ x.transpose(0, 1) @ p_map for x in (both, lent))
-    e_map[kernel_size // 2] += torch.eye(e_map.shape[-1]).to(e_map)
-
-    folded = Combination(
-        first.in_features, first.in_features, lends=True, kernel_size=kernel_size
-    )
-    folded.weight = nn.Parameter(e_map.transpose(0, 1).flatten(1).float())
-    folded.bias = nn.Parameter((c_map @ r_bias + combine.bias.double()).float())
-    folded.lent.weight = nn.Parameter(lent_map.transpose(0, 1).flatten(1).float())
+    folded = combine.folded(kernel_size)
+    stages_blocks = (first.blocks(), second.blocks(), combine.blocks())
+    for into, into_lent, *blocks in zip(
+        folded.blocks(), folded.lent.blocks(), *stages_blocks, strict=True
+    ):
+        _fold_blocks(into, into_lent, *blocks, kernel_size)
     mask_head = copy.deepcopy(modules["mask_head"])
     mask_head.combine = folded
     stages = {name: stage for name, stage in modules.items() if name not in PREDICTORS}
     return stages | {"mask_head": mask_head}
+
+
+def _fold_blocks(folded, folded_lent, first, second, combine, kernel_size):
+    """Fills maps of one shape; see `products.Linear.blocks`."""
+    # In double precision, so that the folded model is as exact as the unfolded one.
+    (p_map, p_bias), (r_map, r_bias), (c_map, c_bias) = (
+        (weight.double(), bias.double()) for weight, bias in (first, second, combine)
+    )
+    p_map, c_map = p_map.flatten(2), c_map.flatten(2)
+    # A matrix for every frame that predictor2 sees: (maps, frames, outputs, inputs).
+    seen = r_map.unflatten(3, (kernel_size, -1)).permute(0, 3, 1, 2, 4)
+    own, lent = (half.flatten(3) for half in seen.chunk(2, dim=4))
+    both = own + lent
+    r_bias = r_bias + (both.sum(1) @ p_bias[..., None])[..., 0]
+    e_map, lent_map = (c_map[:, None] @ x @ p_map[:, None] for x in (both, lent))
+    e_map[:, kernel_size // 2] += torch.eye(e_map.shape[-1]).to(e_map)
+
+    weight, bias = folded
+    # One place, a band or a frame, of all channels of the frames that are seen.
+    weight[:, :, 0] = e_map.transpose(1, 2).flatten(2).float()
+    bias.copy_(c_bias + (c_map @ r_bias[..., None])[..., 0])
+    folded_lent[0][:, :, 0] = lent_map.transpose(1, 2).flatten(2).float()

@@ -202,23 +202,35 @@ def _start_peer_learning(modules, folded):
             nn.init.zeros_(weight)
     if not can_fold(modules):
         return
-    first, second = (modules[name].linear for name in PREDICTORS)
-    own = lent = torch.eye(len(second.weight)) / 2
-    # Of the frames that predictor2 sees, the one in the middle.
-    seen = second.weight.zero_().unflatten(1, (modules["predictor2"].kernel_size, -1))
-    seen[:, seen.shape[1] // 2] = torch.cat((own, lent), dim=1)
-    for predictor in (first, second):
-        nn.init.zeros_(predictor.bias)
-    # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
-    channels = torch.eye(first.in_features)
-    change = torch.zeros_like(channels) if folded is None else folded.weight - channels
-    left, scales, right = torch.linalg.svd(change)
-    rank = min(first.weight.shape)
-    first.weight[:rank] = right[:rank]
     combine = modules["mask_head"].combine
-    combine.weight[:, :rank] = left[:, :rank] * scales[:rank]
+    linears = (*(modules[name].linear for name in PREDICTORS), combine)
+    blocks = [linear.blocks() for linear in linears]
+    changes = [None] * len(blocks[0]) if folded is None else folded.blocks()
+    kernel_size = modules["predictor2"].kernel_size
+    for first, second, c, change in zip(*blocks, changes, strict=True):
+        _start_blocks(first, second, c, change, kernel_size)
+
+
+def _start_blocks(first, second, combine, folded, kernel_size):
+    """`_start_peer_learning` for maps of one shape; see `products.Linear.blocks`."""
+    (p_map, p_bias), (r_map, r_bias), (c_map, c_bias) = first, second, combine
+    for bias in (p_bias, r_bias):
+        nn.init.zeros_(bias)
+    _, outputs, places, _ = r_map.shape
+    own = lent = torch.eye(outputs).unflatten(1, (places, -1)) / 2
+    # Of the frames that predictor2 sees, the one in the middle.
+    seen = r_map.zero_().unflatten(3, (kernel_size, -1))
+    seen[:, :, :, kernel_size // 2] = torch.cat((own, lent), dim=2)
+    # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
+    p_map, c_map = p_map.flatten(2), c_map.view(*c_map.shape[:2], -1)
+    change = torch.zeros(len(p_map), p_map.shape[2], p_map.shape[2])
     if folded is not None:
-        combine.bias.copy_(folded.bias)
+        change = folded[0][:, :, 0] - torch.eye(p_map.shape[2])
+        c_bias.copy_(folded[1])
+    left, scales, right = torch.linalg.svd(change)
+    rank = min(p_map.shape[1:])
+    p_map[:, :rank] = right[:, :rank]
+    c_map[:, :, :rank] = left[:, :, :rank] * scales[:, None, :rank]
 
 
 def _settings_that_differ(trained, modules):
