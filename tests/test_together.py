@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 import soundfile
+import test_model_bsrnn
+import test_model_dpccn
+import test_model_spex_plus
 import torch
+from rows import build_row
 from scipy.signal import resample_poly
 from test_alignment import speech_like
 from tiny_model import build, export
@@ -14,6 +18,7 @@ from speechbrain_peer.inference import chunks
 from speechbrain_peer.inference.alignment import shift
 from speechbrain_peer.inference.together import ChunksTogether
 from speechbrain_peer.peer_learning.exchange import (
+    embed,
     extract,
     extract_together,
     mean_of_others,
@@ -80,6 +85,25 @@ def test_equal_recordings_lend_as_in_training():
     together = extract_by_quality(modules, mixtures, embedding)
     expected = extract_together(modules, mixtures[:, None], embedding)[0, 0]
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
+
+
+BACKBONES = {
+    "spex_plus_pl": test_model_spex_plus.TINY,
+    "bsrnn_pl": test_model_bsrnn.TINY,
+    "sdpccn": test_model_dpccn.TINY | {"exchange": "better"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("row", "sizes"), BACKBONES.items(), ids=BACKBONES)
+def test_every_backbone_lends(here, row, sizes):
+    modules = build_row(row, here / "results", **sizes)[0].eval()
+    mixture = torch.from_numpy(talk(1))
+    mixtures, voice = mixture.expand(2, -1), embed(modules, mixture[None])
+    together = extract_by_quality(modules, mixtures, voice)
+    expected = extract_together(modules, mixtures[:, None], voice)[0, 0]
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(together, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
 @torch.no_grad()
@@ -169,10 +193,13 @@ def test_recordings_of_all_kinds_are_brought_together(identity, here):
     assert str(alignment[0]).startswith("b.wav: begins at +1.500 s, talker ")
 
 
-def test_channels_are_peers_and_the_first_one_counts(identity, here):
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_channels_are_peers_and_the_first_one_counts(identity, here, count):
     moment = np.float32(speech_like(3, seed=2))
-    others = np.float32(shift(moment, 5.5)), np.float32(shift(-0.5 * moment, -2.25))
-    write("room.wav", np.stack((moment, others[0], -others[1]), axis=1))
+    late = np.linspace(5.5, -7.25, count - 1)
+    levels = np.linspace(0.5, 3, count - 1)
+    others = [a * shift(moment, d) for a, d in zip(levels, late, strict=True)]
+    write("room.wav", np.stack((moment, *others), axis=1))
     estimate, alignment = identity.extract_file(
         "room.wav",
         embeddings=torch.zeros(1, 16),
@@ -183,9 +210,10 @@ def test_channels_are_peers_and_the_first_one_counts(identity, here):
     inside = slice(200, -200)
     scale = np.abs(moment).max()
     np.testing.assert_allclose(estimate[inside], moment[inside], atol=0.02 * scale)
-    assert [x.name for x in alignment] == ["room.wav, channel 2", "room.wav, channel 3"]
+    names = [f"room.wav, channel {k}" for k in range(2, count + 1)]
+    assert [x.name for x in alignment] == names
     delays = [x.delay * RATE / 1000 for x in alignment]
-    np.testing.assert_allclose(delays, (5.5, -2.25), atol=0.05)
+    np.testing.assert_allclose(delays, late, atol=0.05)
     rest, _ = soundfile.read("rest.wav")
     assert rest.shape == moment.shape
     np.testing.assert_allclose(rest + estimate.numpy(), moment, atol=1e-4)
