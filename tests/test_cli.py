@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import read_table, write_corpus, write_table
+from test_onnx_export import export_small
 from tiny_model import build, export, write_run
 
 from speechbrain_peer import __version__
@@ -285,9 +286,10 @@ def test_export_and_info(tmp_path, capsys):
     assert "is not the folder of a run" in capsys.readouterr().err
 
 
-def test_export_to_onnx(model, tmp_path, capsys):
+def test_export_to_onnx(tmp_path, capsys):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
+    model = str(export_small(tmp_path / "model", n_blocks=1))
     assert main(["export", model, "--onnx", str(tmp_path / "graphs")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'graphs'}\n"
     written = {path.name for path in (tmp_path / "graphs").iterdir()}
