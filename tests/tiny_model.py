@@ -79,6 +79,11 @@ modules:
     speaker_classifier: !ref <speaker_classifier>
 """
 
+CAUSAL_YAML = TRAINING_YAML.replace(
+    "adaptation: mul", "adaptation: mul\n    causal: True"
+)
+"""The same, for live use."""
+
 
 def build(seed=7):
     """The modules of a run, with random weights of their own for every seed."""

@@ -18,6 +18,7 @@ from speechbrain_peer.inference.inputs import (
     check_enrollments,
     check_waveforms,
 )
+from speechbrain_peer.inference.live import Stream
 from speechbrain_peer.inference.match import listen
 from speechbrain_peer.inference.presence import second_energies, tell_presence
 from speechbrain_peer.inference.recordings import (
@@ -366,6 +367,38 @@ class TargetSpeechExtraction(Pretrained):
         estimates = estimates.movedim(0, 1).flatten(0, 1).float()
         estimates = set_level(estimates, flat, lens, self.level)
         return estimates.unflatten(0, (batch, n_recordings))
+
+    def stream(self, enrollments=None, voice=None, rate=None, block=None):
+        """Begins live extraction, from samples that come bit by bit.
+
+        Arguments
+        ---------
+        enrollments : torch.Tensor, optional
+            Speech of the talker at the model's sample rate, (1, time); or (rows, time),
+            of one for each row of what will be pushed.
+        voice : torch.Tensor, optional
+            In place of enrollments, from `encode_speaker` or `encode_speaker_files`.
+        rate : int, optional
+            Of the samples to come, in Hz; by default the model's.
+        block : int, optional
+            Samples of every push, as many of which then come out; by default a push
+            takes any number and gives what is complete.
+
+        Returns
+        -------
+        speechbrain_peer.inference.live.Stream
+
+        Raises
+        ------
+        ValueError
+            If the model looks ahead (one that is trained with `--causal True` does
+            not), or an argument cannot be used.
+        """
+        if (enrollments is None) == (voice is None):
+            raise ValueError("Give either enrollments or voice")
+        if voice is None:
+            voice = self.encode_speaker(enrollments)
+        return Stream(self, voice, rate, block)
 
     @property
     def tells_presence(self):
