@@ -13,7 +13,7 @@ from hyperpyyaml import load_hyperpyyaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.signal import resample_poly
-from tiny_model import CAUSAL_YAML, build
+from tiny_model import build, causal_yaml
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.inference.resampling import StreamResampler
@@ -28,16 +28,10 @@ def noise(*shape, seed=0):
 
 
 def causal(level, **options):
-    """The tiny model with two blocks alone: a step takes its time for each."""
-    text = CAUSAL_YAML
-    for old, new in (("n_blocks: 3", "n_blocks: 2"), ("n_repeats: 2", "n_repeats: 1")):
-        text = text.replace(old, new)
-    text = text.replace("adapted_block: 2", "adapted_block: 0")
-    modules = load_hyperpyyaml(text)["modules"]
+    modules = load_hyperpyyaml(causal_yaml(level))["modules"]
     modules.pop("speaker_classifier")
-    return TargetSpeechExtraction(
-        modules, {"sample_rate": 8000, "level": level}, options
-    )
+    hparams = {"sample_rate": 8000, "level": level}
+    return TargetSpeechExtraction(modules, hparams, options)
 
 
 @pytest.fixture(scope="module")

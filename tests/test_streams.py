@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from tiny_model import CAUSAL_YAML, build
+from tiny_model import TRAINING_YAML, build
 
 from speechbrain_peer.inference import streams
 from speechbrain_peer.models import dpccn, sepformer, spex_plus
@@ -26,7 +26,8 @@ def noise(*shape, seed=0):
 
 
 def causal():
-    return torch.nn.ModuleDict(load_hyperpyyaml(CAUSAL_YAML)["modules"])
+    text = TRAINING_YAML.replace("adaptation: mul", "adaptation: mul\n    causal: True")
+    return torch.nn.ModuleDict(load_hyperpyyaml(text)["modules"])
 
 
 @pytest.fixture(scope="module", params=[dict, without_predictors, fold_predictors])

@@ -79,10 +79,18 @@ modules:
     speaker_classifier: !ref <speaker_classifier>
 """
 
-CAUSAL_YAML = TRAINING_YAML.replace(
-    "adaptation: mul", "adaptation: mul\n    causal: True"
-)
-"""The same, for live use."""
+
+def causal_yaml(level="network"):
+    """The same for live use, with two blocks, as a step takes its time for each."""
+    text = TRAINING_YAML
+    for old, new in (
+        ("sample_rate: 8000", f"sample_rate: 8000\nlevel: {level}"),
+        ("n_blocks: 3", "n_blocks: 2"),
+        ("n_repeats: 2", "n_repeats: 1"),
+        ("adapted_block: 2", "adapted_block: 0\n    causal: True"),
+    ):
+        text = text.replace(old, new)
+    return text
 
 
 def build(seed=7):
@@ -96,6 +104,17 @@ def write_run(folder):
     path = folder / "hyperparams.yaml"
     path.write_text(TRAINING_YAML, encoding="utf-8")
     return path
+
+
+def export_causal(folder, level="network", gain=1.0):
+    """Exports a causal model, whose output is so much louder."""
+    text = causal_yaml(level)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    run = folder.with_name(f"{folder.name}.yaml")
+    run.write_text(text, encoding="utf-8")
+    modules = load_hyperpyyaml(text)["modules"]
+    modules["decoder"].weight.data *= gain
+    return export_model(run, modules, folder)
 
 
 def export(folder, seed=7):

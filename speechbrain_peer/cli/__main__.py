@@ -16,6 +16,7 @@ from speechbrain_peer.cli import (
     export,
     extract,
     info,
+    live,
     prepare,
     rooms,
 )
@@ -28,6 +29,7 @@ from speechbrain_peer.utils.messages import (
 
 COMMANDS = {
     "extract": extract,
+    "live": live,
     "info": info,
     "demo": demo,
     "prepare": prepare,

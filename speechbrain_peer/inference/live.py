@@ -25,6 +25,26 @@ TENTHS = 10
 """Tenths of a second that a presence is told of."""
 
 
+def check_causal(modules):
+    """Refuses a model that looks ahead.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+
+    Raises
+    ------
+    ValueError
+        If it does; the message tells what to train.
+    """
+    if streams.init_state(modules, batch=1) is None:
+        raise ValueError(
+            "The model cannot extract from live streams, as it looks ahead: use a "
+            "causal one, such as a TD-SpeakerBeam trained with `--causal True`"
+        )
+
+
 class Stream:
     """One talker of a live signal, or one each of several; `model.stream` makes it.
 
@@ -61,11 +81,7 @@ class Stream:
     """
 
     def __init__(self, model, voice, rate=None, block=None):
-        if streams.init_state(model.mods, batch=1) is None:
-            raise ValueError(
-                "The model cannot extract from live streams, as it looks ahead: use a "
-                "causal one, such as a TD-SpeakerBeam trained with `--causal True`"
-            )
+        check_causal(model.mods)
         self.model_rate = model.hparams.sample_rate
         self.rate = self.model_rate if rate is None else rate
         if self.rate not in SAMPLE_RATES:
