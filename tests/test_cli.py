@@ -139,7 +139,10 @@ def test_errors_are_told_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["extract", "mixture.wav"], "extract: error: the following arguments are req"),
+        (
+            ["extract", "mixture.wav"],
+            "extract: error: one of the arguments -e/--enrollment --voice is req",
+        ),
         (["extract", "--loud"], "the following arguments are required"),
         (["demo", "--port", "0"], "'0' is not a whole number from 1 to 65535"),
         (["demo", "--port", "http"], "'http' is not a whole number from 1 to 65535"),

@@ -72,10 +72,11 @@ def new_weights(caplog):
     return line.split("new: ")[1].split(", ")
 
 
-def test_peer_learning_is_added_to_a_backbone(trained, caplog):
+@pytest.mark.parametrize("kernel", [{}, {"predictor2": {"kernel_size": 3}}])
+def test_peer_learning_is_added_to_a_backbone(kernel, trained, caplog):
     caplog.set_level(logging.INFO)
     backbone, folder = trained(exchange="none")
-    modules = build()
+    modules = build(**kernel)
     start_from(modules, folder, 8000)
     assert_extracts_the_same(modules, backbone)
     weights, old = modules.state_dict(), backbone.state_dict()
@@ -111,6 +112,18 @@ def test_folded_peer_learning_goes_on_with_new_predictors(trained, caplog):
     start_from(modules, folder, 8000)
     assert_extracts_the_same(modules, original)
     assert set(PEER_LEARNING) < set(new_weights(caplog))
+
+
+def test_folded_maps_of_several_frames_are_not_taken_over(trained, tmp_path):
+    kernel = {"predictor2": {"kernel_size": 3}}
+    run = write_run(tmp_path / "run")
+    text = TRAINING_YAML.replace(
+        "<n_filters> * 2", "<n_filters> * 2\n    kernel_size: 3"
+    )
+    run.write_text(text, encoding="utf-8")
+    folder = export_model(run, build(text), tmp_path / "model")
+    with pytest.raises(DataError, match="give the output folder of its training run"):
+        start_from(build(**kernel), folder, 8000)
 
 
 def test_fewer_filters_than_channels_can_be_unfolded(trained):
@@ -150,6 +163,17 @@ def test_the_best_checkpoint_of_a_run_keeps_its_predictors(trained, tmp_path, ca
     assert weights.keys() == best.keys()
     assert all(torch.equal(weights[name], best[name]) for name in best)
     assert new_weights(caplog) == ["none"]
+
+
+def test_a_wider_predictor_starts_as_the_narrow_one(trained, tmp_path):
+    run = tmp_path / "run"
+    original, _ = trained()
+    checkpointer = SafeCheckpointer(run / "save", dict(original.items()))
+    checkpointer.save_checkpoint(meta={"valid_loss": 1.0})
+    modules = build(predictor2={"kernel_size": 5})
+    start_from(modules, run, 8000)
+    assert modules["predictor2"].linear.in_features == 5 * 32
+    assert_extracts_the_same(modules, original)
 
 
 def test_a_run_without_checkpoint_is_no_start(trained, tmp_path):

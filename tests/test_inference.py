@@ -12,7 +12,7 @@ from tiny_model import SAMPLE_RATE, export
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.inference.recordings import Recording
 from speechbrain_peer.inference.writing import choose_encoding, write_blocks
-from speechbrain_peer.models import dpccn, sepformer, spex_plus, td_speakerbeam
+from speechbrain_peer.models import bsrnn, dpccn, sepformer, spex_plus, td_speakerbeam
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.nnet.mask import MaskHead
 from speechbrain_peer.nnet.stft import StftDecoder, StftEncoder
@@ -193,6 +193,12 @@ def stages_of(backbone):
         speaker_encoder = spex_plus.SpeakerEncoder(24, channels=5, embedding_size=4)
         separator = spex_plus.Separator(24, 6, 10, 3, 2, embedding_size=4)
         mask_head = MaskHead(6, 24, prelu=False)
+    elif backbone == "bsrnn":
+        bands = [(5, 3), (3, 6)]
+        encoder, decoder = StftEncoder(64, 32), StftDecoder(64, 32)
+        speaker_encoder = bsrnn.SpeakerEncoder(64)
+        separator = bsrnn.Separator(64, bands, 6, 12, n_blocks=2)
+        mask_head = bsrnn.MaskHead(bands, 6, 24)
     else:
         encoder, decoder = StftEncoder(64, 16), StftDecoder(64, 16)
         speaker_encoder = dpccn.SpeakerEncoder(64, 6, 8, 2, embedding_size=4)
@@ -217,7 +223,7 @@ def stages_of(backbone):
     }
 
 
-BACKBONES = ("td_speakerbeam", "spex_plus", "dpccn", "sepformer")
+BACKBONES = ("td_speakerbeam", "spex_plus", "dpccn", "sepformer", "bsrnn")
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -75,9 +75,21 @@ SIZES = {
         "speaker_hidden_channels": 12,
         "speaker_blocks": 2,
     },
+    "bsrnn": {
+        "window": 64,
+        "hop": 32,
+        "bands": [[5, 3], [3, 6]],
+        "channels": 4,
+        "n_blocks": 2,
+        "speaker_channels": 6,
+        "speaker_hidden_channels": 8,
+        "speaker_blocks": 2,
+    },
 }
 # Of the full-size models, with the classifier of SpEx+'s 251 training speakers.
 PARAMETERS = {
+    "bsrnn": 1_329_012,
+    "bsrnn_pl": 1_364_112,
     "demo": 560_870,
     "own_data": 2_472_876,
     "sdpccn": 6_849_072,
@@ -202,6 +214,9 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("sepformer_pl", {}),
         ("sdpccn", {}),
         ("sdpccn", {"peers": "drawn", "exchange": "better"}),
+        ("bsrnn", {}),
+        ("bsrnn", {"cue": "vector", "peers": "drawn", "exchange": "none"}),
+        ("bsrnn_pl", {"peers": "drawn", "precision": "bf16"}),
         ("small_8k", {}),
         (
             "small_8k",

@@ -93,9 +93,9 @@ def causal_yaml(level="network"):
     return text
 
 
-def build(seed=7):
+def build(seed=7, text=TRAINING_YAML):
     """The modules of a run, with random weights of their own for every seed."""
-    return ModuleDict(load_hyperpyyaml(TRAINING_YAML, {"seed": seed})["modules"])
+    return ModuleDict(load_hyperpyyaml(text, {"seed": seed})["modules"])
 
 
 def write_run(folder):

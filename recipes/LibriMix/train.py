@@ -19,7 +19,12 @@ import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.data.dataset import drawn_set, evaluation_set, training_set
+from speechbrain_peer.data.dataset import (
+    drawn_set,
+    evaluation_set,
+    surrounded_set,
+    training_set,
+)
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.reports import save_examples, write_scores
 from speechbrain_peer.evaluation.scoring import ScoringPool
@@ -222,8 +227,13 @@ def make_datasets(hparams, prepared):
             f"{hparams['train_subset']} has {n_speakers} speakers: give "
             f"--n_speakers {n_speakers}"
         )
-    valid = evaluation_set(prepared.manifests["dev"], prepared.data_root, rate)
-    test = evaluation_set(prepared.manifests["test"], prepared.data_root, rate)
+    dev, test = (prepared.manifests[subset] for subset in ("dev", "test"))
+    if hparams["mixtures"] == "drawn":
+        drawn = hparams["mixing"], hparams.get("data_seed", 0)
+        valid = surrounded_set(dev, prepared.data_root, rate, *drawn)
+    else:
+        valid = evaluation_set(dev, prepared.data_root, rate)
+    test = evaluation_set(test, prepared.data_root, rate)
     test.set_output_keys([*test.pipeline.output_mapping, "interferer_sigs"])
     # Sorted, batches hold little padding. Each rank validates its share.
     valid = valid.filtered_sorted(sort_key="duration")

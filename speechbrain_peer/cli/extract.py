@@ -21,6 +21,8 @@ EXAMPLES = [
     "tse extract meeting.wav -e anna.wav -o anna_only.flac --residual others.flac",
     "tse extract day1/ day2/ talk.m4a -e anna_1.wav anna_2.wav -o anna/",
     "tse extract - -e anna.wav -o anna_only.wav",
+    "tse extract meeting.wav -e anna.wav --save-voice anna.voice",
+    "tse extract another.wav --voice anna.voice",
 ]
 
 PIPE = "-"
@@ -48,14 +50,26 @@ def add_arguments(parser):
         "ffmpeg where it is installed (m4a, mp4, webm, ...); - reads WAV from standard "
         "input",
     )
-    add(
+    person = parser.add_mutually_exclusive_group(required=True).add_argument
+    person(
         "-e",
         "--enrollment",
         nargs="+",
-        required=True,
         metavar="FILE",
         type=existing_file,
-        help="speech of that person alone, a few seconds; several files are averaged",
+        help="speech of that person alone, a few seconds; several files are joined",
+    )
+    person(
+        "--voice",
+        metavar="FILE",
+        type=existing_file,
+        help="that person's voice, which --save-voice has written for this model",
+    )
+    add(
+        "--save-voice",
+        metavar="FILE",
+        type=Path,
+        help="also write the voice that the enrollment gives, to be taken for it later",
     )
     add(
         "-o",
@@ -83,16 +97,28 @@ def run(options):
     """Extracts from all that can be read."""
     from tqdm import tqdm
 
-    jobs = plan(options.mixture, options.enrollment, options.output, options.residual)
+    enrollments = options.enrollment or [options.voice]
+    jobs = plan(
+        options.mixture,
+        enrollments,
+        options.output,
+        options.residual,
+        options.save_voice,
+    )
     model = load_interface(options)
-    embedding = model.encode_speaker_files(options.enrollment)
+    if options.voice is None:
+        voice = model.encode_speaker_files(enrollments)
+    else:
+        voice = model.load_voice(options.voice)
+    if options.save_voice is not None:
+        model.save_voice(voice, options.save_voice)
     told, failures = False, 0
     # On terminals alone (None).
     disable = None if len(jobs) > 1 else True
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                match, present = extract(model, embedding, job, options.channels)
+                match, present = extract(model, voice, job, options.channels)
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
                 tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
@@ -126,7 +152,7 @@ class Job(NamedTuple):
     """The file for everybody else; None if it is not wanted."""
 
 
-def plan(inputs, enrollments, output=None, residual=None):
+def plan(inputs, enrollments, output=None, residual=None, voice=None):
     """Finds the recordings, and chooses the files to write for each.
 
     Arguments
@@ -139,6 +165,8 @@ def plan(inputs, enrollments, output=None, residual=None):
         A file, a folder or `PIPE`, as `--help` tells.
     residual : str, optional
         A file or a folder.
+    voice : pathlib.Path, optional
+        One more file to write.
 
     Returns
     -------
@@ -162,19 +190,19 @@ def plan(inputs, enrollments, output=None, residual=None):
         )
         for mixture, name, default in _find(inputs)
     ]
-    _check_places(jobs, folders, enrollments)
+    _check_places(jobs, folders, enrollments, voice)
     return jobs
 
 
-def extract(model, embedding, job, channels):
+def extract(model, voice, job, channels):
     """Extracts from one recording.
 
     Arguments
     ---------
     model : speechbrain_peer.TargetSpeechExtraction
         What extracts.
-    embedding : torch.Tensor
-        Of the person, (1, embedding).
+    voice : torch.Tensor or Frames
+        The person's.
     job : Job
         Files to read and write.
     channels : str
@@ -193,7 +221,7 @@ def extract(model, embedding, job, channels):
     with _readable(job.mixture) as mixture, _writable(job.output) as output:
         _, match, *presence = model.extract_file(
             mixture,
-            embeddings=embedding,
+            embeddings=voice,
             output_path=output,
             residual_path=job.residual,
             channels=channels,
@@ -261,15 +289,17 @@ def _place(given, name, several):
     return Path(given, name) if fill else Path(given)
 
 
-def _check_places(jobs, folders, enrollments):
+def _check_places(jobs, folders, enrollments, voice):
     """Refuses, before any work, files that could not be or must not be written."""
     from speechbrain_peer.inference.writing import check_output
 
     mixtures = [job.mixture for job in jobs if job.mixture is not None]
     read = {_identity(path) for path in (*mixtures, *enrollments)} - {None}
     written = set()
-    for path in (path for job in jobs for path in job[1:] if path is not None):
+    outputs = [path for job in jobs for path in job[1:] if path is not None]
+    for path in outputs:
         check_output(path, [])
+    for path in [*outputs, *([] if voice is None else [voice])]:
         place = path.resolve()
         if any(place.is_relative_to(folder) for folder in folders):
             raise DataError(

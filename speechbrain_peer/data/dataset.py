@@ -8,11 +8,11 @@ fixed.
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from speechbrain_peer.data.drawn_items import DrawnItems
+from speechbrain_peer.data.drawn_items import DrawnItems, Renderer
 from speechbrain_peer.data.manifests import read_listed_peers, read_manifest
-from speechbrain_peer.data.noise import NoiseFolder
-from speechbrain_peer.data.rooms import RoomFolder
-from speechbrain_peer.data.scenes import SceneDrawer, open_pool
+from speechbrain_peer.data.peers import item_rng
+from speechbrain_peer.data.scenes import SceneDrawer, open_pool, scene_of
+from speechbrain_peer.data.surroundings import Surroundings
 from speechbrain_peer.data.training_items import TrainingItems
 from speechbrain_peer.utils.audio import read_audio
 from speechbrain_peer.utils.files import DataError
@@ -130,10 +130,6 @@ def drawn_set(
     if peers == "listed":
         raise DataError("drawn mixtures have no listed peers: give --peers drawn")
     pool = open_pool(tables, mixing.balance)
-    noise, rooms = mixing.noise_folder, mixing.rooms_folder
-    if noise:
-        noise = NoiseFolder(noise, sample_rate, "train")
-        noise.check()
     drawer = SceneDrawer(
         pool,
         mixing,
@@ -142,8 +138,6 @@ def drawn_set(
         branches_of(peers, n_peers),
         peers,
         peer_interferer,
-        noise,
-        RoomFolder(rooms, sample_rate) if rooms else None,
     )
     items = DrawnItems(drawer, seed)
     count = mixing.items_per_epoch or max(1, sum(map(len, pool.tables)) // 2)
@@ -211,4 +205,53 @@ def evaluation_set(manifest, data_root, sample_rate):
         read_sources, takes="interferers", provides="interferer_sigs"
     )
     dataset.set_output_keys(["id", "mixture_sig", "target_sig", "enrollment_sig"])
+    return dataset
+
+
+def surrounded_set(manifest, data_root, sample_rate, mixing, seed):
+    """Makes a validation set that is heard in rooms and noise, as training is.
+
+    Where each mixture of the manifest is heard, with which noise, is drawn once.
+
+    Arguments
+    ---------
+    manifest : str or Path
+        The manifest that preparation has written.
+    data_root : str
+        What `{data_root}` in the manifest stands for.
+    sample_rate : int
+        Hz.
+    mixing : Mixing
+        With the rooms and the noise of the training.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    DynamicItemDataset
+        That of `evaluation_set` where training has neither rooms nor noise; else items
+        with the same keys but for `interferer_sigs`.
+
+    Raises
+    ------
+    DataError
+        If noise or rooms cannot be read, or a room has too few places.
+    """
+    surroundings = Surroundings(mixing, sample_rate, "dev")
+    if not surroundings:
+        return evaluation_set(manifest, data_root, sample_rate)
+    rows = read_manifest(manifest, data_root)
+    surroundings.check(max(1 + len(row["interferers"]) for row in rows.values()))
+    renderer = Renderer(surroundings, sample_rate)
+
+    def read(item_id):
+        rng = item_rng(seed, 0, item_id)
+        scene = scene_of(rows[item_id], surroundings, sample_rate, rng)
+        mixtures, targets, enrollment = map(torch.from_numpy, renderer.render(scene))
+        return mixtures[:, 0], targets[:, 0], enrollment
+
+    dataset = DynamicItemDataset(rows)
+    keys = ["mixture_sig", "target_sig", "enrollment_sig"]
+    dataset.add_dynamic_item(read, takes="id", provides=keys)
+    dataset.set_output_keys(["id", *keys])
     return dataset

@@ -8,7 +8,13 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.data.mixing_metadata import MAX_AMPLITUDE
 from speechbrain_peer.data.noise import at_snr
-from speechbrain_peer.data.rooms import direct, early, reverberate
+from speechbrain_peer.data.rooms import (
+    direct,
+    direct_taps,
+    early,
+    line_up,
+    reverberate,
+)
 from speechbrain_peer.data.training_items import EpochItems
 from speechbrain_peer.utils.any_audio import read_at_rate
 from speechbrain_peer.utils.audio import AudioError
@@ -37,7 +43,8 @@ class DrawnItems(EpochItems):
 
     def __init__(self, drawer, seed):
         super().__init__(seed)
-        self.drawer, self.renderer = drawer, Renderer(drawer)
+        self.drawer = drawer
+        self.renderer = Renderer(drawer.surroundings, drawer.sample_rate)
         self.n_speakers = drawer.pool.n_speakers
         self.broken = set()  # reasons, which name the files
 
@@ -96,14 +103,17 @@ class Renderer:
 
     Arguments
     ---------
-    drawer : SceneDrawer
-        With its rate, noise and rooms.
+    surroundings : Surroundings
+        Reads noise and rooms.
+    sample_rate : int
+        In Hz.
     """
 
-    def __init__(self, drawer):
-        self.sample_rate = drawer.sample_rate
-        self.noise, self.rooms = drawer.noise, drawer.rooms
-        self.cut = early if drawer.mixing.target_sound == "early" else direct
+    def __init__(self, surroundings, sample_rate):
+        self.sample_rate = sample_rate
+        self.noise, self.rooms = surroundings.noise, surroundings.rooms
+        wanted = surroundings.mixing.target_sound
+        self.cut = early if wanted == "early" else direct
 
     def render(self, scene):
         """Renders a scene.
@@ -135,6 +145,11 @@ class Renderer:
             [sum(hear(talk, next(responses)) for talk in talks) for talks in others],
             axis=1,
         )
+        if first is not None and len(others) == 1:
+            # Lending between microphones needs the target at one time in all of them;
+            # what is left, fractions of a sample, is what extraction leaves too.
+            delays = direct_taps(first) - direct_taps(first)[0]
+            mixtures, targets = line_up(mixtures, delays), line_up(targets, delays)
         for branch, noise in enumerate(scene.noises):
             mixtures[:, branch] += self._noise(noise, heard[:, branch])
         peak = np.abs(mixtures).max()

@@ -217,6 +217,34 @@ def reverberate(speech, response):
     return heard[start : start + len(speech)].astype(speech.dtype)
 
 
+def line_up(heard, delays):
+    """Takes delays between microphones away.
+
+    Arguments
+    ---------
+    heard : np.ndarray
+        (time, microphones).
+    delays : sequence of int
+        Of each microphone in samples; may be negative.
+
+    Returns
+    -------
+    np.ndarray
+        Of the same shape; zero where nothing has been heard.
+
+    Example
+    -------
+    >>> line_up(np.array([[1, 0, 2], [2, 1, 3], [3, 2, 4]]), [0, 1, -1]).T
+    array([[1, 2, 3],
+           [1, 2, 0],
+           [0, 2, 3]])
+    """
+    there = np.arange(len(heard))[:, None] + np.asarray(delays)
+    inside = (there >= 0) & (there < len(heard))
+    samples = np.take_along_axis(heard, there.clip(0, len(heard) - 1), axis=0)
+    return np.where(inside, samples, 0)
+
+
 def early(response, sample_rate, seconds=EARLY):
     """Cuts off late reverberation: a target that is not expected to be dry.
 

@@ -1,7 +1,7 @@
 """Scenes: who talks when, how loud and where, in one training item.
 
 All that is random is drawn here, as plain data, from one random generator: a scene is
-a function of (seed, epoch, item). `rendering` makes sound of it.
+a function of (seed, epoch, item). `drawn_items` makes sound of it.
 """
 
 import math
@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_peer.data.noise import NoiseCut
-from speechbrain_peer.data.rooms import Placement
 from speechbrain_peer.data.speech_table import SpeechTable, Utterance
+from speechbrain_peer.data.surroundings import Noise, Place, Surroundings
 from speechbrain_peer.utils.files import DataError
 
 
@@ -30,24 +29,6 @@ class Talk(NamedTuple):
     """Where it begins in the scene, in samples of the scene's rate."""
     samples: int
     """How long it is there."""
-
-
-class Place(NamedTuple):
-    """A room's talkers and microphones."""
-
-    placement: Placement
-    """A position for the target, and those of all branches' interferers, who go round
-    them in order: those of one branch have different ones."""
-    microphones: tuple
-    """One for each branch, or one for all."""
-
-
-class Noise(NamedTuple):
-    """A piece of noise in a scene."""
-
-    cut: NoiseCut
-    snr: float
-    """Of the target above it, in dB."""
 
 
 class Scene(NamedTuple):
@@ -202,13 +183,11 @@ class SceneDrawer:
         scene, heard by as many microphones of a room.
     peer_interferer : str
         `any`: other speakers in every branch; `same`: other utterances of the same.
-    noise : NoiseFolder or None
-    rooms : RoomFolder or None
 
     Raises
     ------
     DataError
-        If there are too few speakers.
+        If there are too few speakers, or noise or rooms cannot be read.
     """
 
     def __init__(
@@ -220,24 +199,19 @@ class SceneDrawer:
         branches=1,
         peers="drawn",
         peer_interferer="any",
-        noise=None,
-        rooms=None,
     ):
         self.pool, self.mixing = pool, mixing
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
         self.branches, self.peer_interferer = branches, peer_interferer
         self.microphones = peers == "microphones"
-        self.noise, self.rooms = noise, rooms
+        self.surroundings = Surroundings(
+            mixing, sample_rate, "train", microphones=self.microphones
+        )
         self._check()
 
     def _check(self):
         others = max(self.mixing.n_interferers)
-        if self.rooms and self.rooms.most_talkers <= others:
-            raise DataError(
-                f"{self.rooms.folder}: no room has responses from {1 + others} "
-                f"positions, at most {self.rooms.most_talkers}; lower n_interferers, "
-                "or simulate rooms with more talkers"
-            )
+        self.surroundings.check(1 + others)
         if self.peer_interferer == "any" and not self.microphones:
             others *= self.branches
         needed = 1 + others + (self.mixing.absent > 0)
@@ -246,11 +220,6 @@ class SceneDrawer:
                 f"{self.pool.tables[0].path}: {needed} speakers are needed for one "
                 f"item, but there are {self.pool.n_speakers}; add speakers, or lower "
                 "n_interferers"
-            )
-        if self.microphones and self.rooms is None:
-            raise DataError(
-                "peers: microphones needs rooms: simulate them (tse rooms -o ROOMS) "
-                "and give rooms_folder in mixing"
             )
 
     def draw(self, rng):
@@ -305,10 +274,13 @@ class SceneDrawer:
             enrollment,
             speaker,
             int(rng.integers(self.branches)),
-            self._draw_place(1 + sum(map(len, interferers)), self.branches, rng),
-            self._draw_place(1, 1, rng),
-            tuple(self._draw_noises(samples, self.branches, rng)),
-            next(self._draw_noises(enrollment.samples, 1, rng), None),
+            **self.surroundings.draw(
+                samples,
+                1 + sum(map(len, interferers)),
+                enrollment.samples,
+                rng,
+                self.branches,
+            ),
         )
 
     def _cut(self, utterance, samples, speed, rng):
@@ -324,32 +296,44 @@ class SceneDrawer:
         start += utterance.start
         return Talk(utterance, start, frames, speed, gain, offset=0, samples=samples)
 
-    def _draw_place(self, n_talkers, branches, rng):
-        """Where all are, and each branch's microphone; None: in no room."""
-        if self.rooms is None:
-            return None
-        everywhere = self.microphones or rng.random() < self.mixing.reverberant
-        if not everywhere:
-            return None
-        n_talkers = min(n_talkers, self.rooms.most_talkers)
-        placement = self.rooms.draw(n_talkers, rng)
-        microphones = rng.permutation(self.rooms.n_microphones(placement)).tolist()
-        # Other peers are all heard by one: they differ by their interferers.
-        count = branches if self.microphones else 1
-        if len(microphones) < count:
-            raise DataError(
-                f"{self.rooms.folder}: {count} peers need as many microphones, but "
-                f"{placement.room} has {len(microphones)}; lower n_peers, or simulate "
-                "rooms with more"
-            )
-        return Place(placement, tuple(microphones[:count]))
 
-    def _draw_noises(self, samples, count, rng):
-        if self.noise is None:
-            return
-        for _ in range(count):
-            snr = float(rng.uniform(*self.mixing.snr))
-            yield Noise(self.noise.draw(samples, rng), snr)
+def scene_of(row, surroundings, sample_rate, rng):
+    """A listed mixture as a scene: what is drawn is where it is heard.
+
+    Arguments
+    ---------
+    row : dict
+        Of a manifest of dev or test.
+    surroundings : Surroundings
+    sample_rate : int
+        Of the row's files, in Hz.
+    rng : np.random.Generator
+        See `peers.item_rng`.
+
+    Returns
+    -------
+    Scene
+    """
+
+    def whole(path, length):
+        utterance = Utterance(path, "", "", 0, length, sample_rate, math.nan)
+        return Talk(utterance, 0, length, 100, 1.0, offset=0, samples=length)
+
+    target, *others = (
+        whole(source["path"], source["length"])
+        for source in (row["target"], *row["interferers"])
+    )
+    enrollment = whole(row["enrollment"], row["enrollment_length"])
+    return Scene(
+        row["length"],
+        target,
+        (tuple(others),),
+        absent=False,
+        enrollment=enrollment,
+        speaker=0,
+        coin=0,
+        **surroundings.draw(row["length"], 1 + len(others), enrollment.samples, rng),
+    )
 
 
 def open_pool(tables, balance):

@@ -20,6 +20,7 @@ from speechbrain_peer.evaluation.trials import (
 )
 from speechbrain_peer.inference.interface import TargetSpeechExtraction
 from speechbrain_peer.inference.match import MatchScorer, listen
+from speechbrain_peer.nnet.voice import summarize_voice
 from speechbrain_peer.packaging.export import add_match_scorer, check_replaceable
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import restore_folder
@@ -81,7 +82,7 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
                 enrolled, estimate = extract_trial(model, trial)
                 with torch.no_grad():
                     heard = listen(model.mods, estimate, None, rate)
-                embeddings.append((enrolled.cpu(), heard.cpu()))
+                embeddings.append((summarize_voice(enrolled).cpu(), heard.cpu()))
                 right = is_right(score_estimate(estimate[0].cpu().numpy(), trial))
                 matches.append(float(present and right))
                 progress.update()

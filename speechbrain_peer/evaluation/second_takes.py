@@ -14,6 +14,7 @@ from tqdm import tqdm
 from speechbrain_peer.data.peers import item_rng
 from speechbrain_peer.evaluation.metrics import si_sdr
 from speechbrain_peer.evaluation.trials import TooFewSpeakers
+from speechbrain_peer.nnet.voice import repeat_voice
 from speechbrain_peer.peer_learning.exchange import extract_together, mean_of_others
 from speechbrain_peer.peer_learning.predictors import can_lend
 from speechbrain_peer.utils.signal import set_level
@@ -98,7 +99,7 @@ def score_takes(model, trial, mixtures):
     """
     takes = torch.from_numpy(mixtures)
     embedding = model.encode_speaker(torch.from_numpy(trial.enrollment)[None])
-    alone = model.extract_batch(takes, embeddings=embedding.expand(len(takes), -1))
+    alone = model.extract_batch(takes, embeddings=repeat_voice(embedding, len(takes)))
     of_mean = model.extract_batch(takes.mean(0)[None], embeddings=embedding)
     improvement = partial(_improvement, trial, mixtures[0])
     qualities = [improvement(estimate) for estimate in alone]

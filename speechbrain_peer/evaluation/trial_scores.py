@@ -53,8 +53,8 @@ def extract_trial(model, trial):
 
     Returns
     -------
-    embedding : torch.Tensor
-        (1, embedding).
+    embedding : torch.Tensor or Frames
+        The voice, of (1, ...).
     estimate : torch.Tensor
         (1, time).
     """

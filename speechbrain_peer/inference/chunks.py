@@ -25,6 +25,7 @@ from speechbrain_peer.inference.recordings import (
     resample_blocks,
     resampled_length,
 )
+from speechbrain_peer.nnet.voice import features_of
 from speechbrain_peer.peer_learning.exchange import extract
 
 # In seconds. Longer chunks take more memory, and no better estimates come of it.
@@ -111,8 +112,8 @@ def extract_chunks(modules, blocks, embedding, length, sample_rate, channels):
         The stages.
     blocks : iterable of np.ndarray
         float32, (samples, channels), of any lengths.
-    embedding : torch.Tensor
-        (1, embedding).
+    embedding : torch.Tensor or Frames
+        The voice, of (1, ...).
     length : int
         Samples of the stream.
     sample_rate : int
@@ -190,8 +191,9 @@ def _shown(blocks, bounds):
 
 def _as_waveforms(chunk, embedding):
     """Yields each channel of (samples, channels) as (1, samples), on the device."""
+    device = features_of(embedding).device
     for channel in chunk.T:
-        yield torch.from_numpy(channel.copy())[None].to(embedding.device)
+        yield torch.from_numpy(channel.copy())[None].to(device)
 
 
 def _as_samples(estimate):
@@ -211,8 +213,8 @@ def extract_recording(
         The stages.
     recording : speechbrain_peer.inference.recordings.Recording
         The mixture.
-    embedding : torch.Tensor
-        (1, embedding).
+    embedding : torch.Tensor or Frames
+        The voice, of (1, ...).
     channels : int
         To extract from: all of the recording's, or 1 for their average.
     sample_rate : int

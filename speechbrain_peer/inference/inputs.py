@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from speechbrain_peer.nnet.voice import Frames
 from speechbrain_peer.utils.audio import LOUDEST
 from speechbrain_peer.utils.signal import SHORTEST_ENROLLMENT, sample_mask
 
@@ -123,15 +124,18 @@ def check_enrollments(enrollments, lens, sample_rate):
         raise ValueError(f"The enrollment is silent{where}")
 
 
-def check_embeddings(embeddings, shape, weight, name="mixtures"):
-    """Checks embeddings and moves them to the model.
+def check_embeddings(embeddings, count, speaker_encoder, weight, name="mixtures"):
+    """Checks voices and moves them to the model.
 
     Arguments
     ---------
-    embeddings : torch.Tensor, np.ndarray or list
-        (batch, embedding).
-    shape : tuple of int
-        The batch size and embedding size they must have.
+    embeddings : torch.Tensor, Frames, np.ndarray or list
+        Voices, of (batch, ...).
+    count : int
+        The batch size they must have.
+    speaker_encoder : torch.nn.Module
+        The model's, which tells of what kind and size they must be: `embedding_size`
+        or `frame_size`.
     weight : torch.Tensor
         One of the model, whose device and type they get.
     name : str
@@ -139,24 +143,60 @@ def check_embeddings(embeddings, shape, weight, name="mixtures"):
 
     Returns
     -------
-    torch.Tensor
-        (batch, embedding).
+    torch.Tensor or Frames
+        Of (batch, ...); frames are zero in the padding, whatever was there.
 
     Raises
     ------
     ValueError
-        If they are not one for each mixture, of another size, or hold NaN or values
-        beyond `utils.audio.LOUDEST`.
+        If they are of the other kind, not one for each mixture, of another size, hold
+        no true frame, or hold NaN or values beyond `utils.audio.LOUDEST`.
     """
-    embeddings = as_tensor("embeddings", embeddings)
-    if embeddings.shape != shape:
+    frame_size = getattr(speaker_encoder, "frame_size", None)
+    if isinstance(embeddings, Frames) != (frame_size is not None):
+        given, wanted = "a vector for each talker", "frames (`nnet.voice.Frames`)"
+        if frame_size is None:
+            given, wanted = wanted, given
         raise ValueError(
-            f"Give as many enrollments or embeddings as {name}: embeddings must have "
-            f"shape {tuple(shape)}, but have {tuple(embeddings.shape)}"
+            f"embeddings are {given}, but this model knows a voice by {wanted}: give "
+            "what its own `encode_speaker` returns"
         )
+    if frame_size is not None:
+        return _check_frames(embeddings, count, frame_size, weight, name)
+    embeddings = as_tensor("embeddings", embeddings)
+    _check_shape(embeddings, (count, speaker_encoder.embedding_size), name)
     embeddings = embeddings.to(weight)
     _check_finite("embeddings", embeddings)
     return embeddings
+
+
+def _check_frames(voice, count, size, weight, name):
+    """`check_embeddings` of frames."""
+    features, mask = (
+        as_tensor(f"The {part} of embeddings", values)
+        for part, values in zip(Frames._fields, voice, strict=True)
+    )
+    # Of frames there may be any number.
+    frames = features.shape[1] if features.dim() == 3 else 1
+    _check_shape(features, (count, frames, size), name)
+    mask = mask.to(weight)
+    is_mask = mask.shape == (count, frames) and ((mask == 0) | (mask == 1)).all()
+    if not (is_mask and mask.any(1).all()):
+        raise ValueError(
+            "The mask of embeddings must be 1 for true frames, of which there is at "
+            f"least one, and 0 for padding, ({count}, {frames})"
+        )
+    features = features.to(weight).masked_fill(mask[..., None] == 0, 0.0)
+    _check_finite("embeddings", features.flatten(1))
+    return Frames(features, mask)
+
+
+def _check_shape(embeddings, shape, name):
+    if embeddings.shape != shape:
+        raise ValueError(
+            f"Give as many enrollments or embeddings as {name}: embeddings must have "
+            f"shape {shape}, but have {tuple(embeddings.shape)}"
+        )
 
 
 def _check_finite(name, batch):

@@ -27,10 +27,17 @@ from speechbrain_peer.inference.recordings import (
     resample_blocks,
     subtract_blocks,
 )
+from speechbrain_peer.inference.voice_files import load_voice, save_voice
 from speechbrain_peer.inference.writing import (
     check_output,
     choose_encoding,
     write_blocks,
+)
+from speechbrain_peer.nnet.voice import (
+    Frames,
+    features_of,
+    join_voices,
+    summarize_voice,
 )
 from speechbrain_peer.packaging.loading import (
     HPARAMS_FILE,
@@ -40,6 +47,7 @@ from speechbrain_peer.packaging.loading import (
 )
 from speechbrain_peer.peer_learning.exchange import embed, extract, extract_together
 from speechbrain_peer.utils.audio import AudioError
+from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import set_level
 
 # Seconds that are used of an enrollment file: more takes memory and tells little.
@@ -206,7 +214,7 @@ class TargetSpeechExtraction(Pretrained):
         return representation.transpose(1, 2)
 
     def encode_speaker(self, enrollments, enrollment_lens=None):
-        """Embeds the talkers of enrollments.
+        """Makes the voices of talkers of their enrollments.
 
         Arguments
         ---------
@@ -217,8 +225,9 @@ class TargetSpeechExtraction(Pretrained):
 
         Returns
         -------
-        torch.Tensor
-            (batch, embedding).
+        torch.Tensor or Frames
+            A vector for each, (batch, embedding), or frames, as the model has it; see
+            `speechbrain_peer.nnet.voice`.
         """
         enrollments, lens = check_waveforms(
             "enrollments", enrollments, enrollment_lens, self.device
@@ -228,23 +237,59 @@ class TargetSpeechExtraction(Pretrained):
             return embed(self.mods, enrollments, lens)
 
     def encode_speaker_files(self, enrollment_paths):
-        """Embeds a talker from audio files, once for many mixtures.
+        """Makes the voice of a talker of audio files, once for many mixtures.
 
         Arguments
         ---------
         enrollment_paths : str, pathlib.Path or list of these
             Speech of the talker, of which the first 25 s are used; channels are
-            averaged, and so are the embeddings of several files.
+            averaged. Of several files vectors are averaged, frames joined.
 
         Returns
         -------
-        torch.Tensor
-            (1, embedding).
+        torch.Tensor or Frames
+            Of (1, ...); see `encode_speaker`.
         """
         paths = _as_list(enrollment_paths)
         if not paths:
             raise ValueError("enrollment_paths is empty")
-        return torch.stack([self._embed_file(path) for path in paths]).mean(0)
+        return join_voices([self._embed_file(path) for path in paths])
+
+    def save_voice(self, voice, path):
+        """Writes a voice to a file, to be used with the same speaker encoder.
+
+        Arguments
+        ---------
+        voice : torch.Tensor or Frames
+            From `encode_speaker` or `encode_speaker_files`.
+        path : str or pathlib.Path
+            The file; an older one is replaced.
+        """
+        voice = self._checked(voice, len(features_of(voice)))
+        save_voice(path, voice, self.mods, self.hparams.sample_rate)
+
+    def load_voice(self, path):
+        """Reads a voice from a file of `save_voice`.
+
+        Arguments
+        ---------
+        path : str or pathlib.Path
+
+        Returns
+        -------
+        torch.Tensor or Frames
+            To be given as `embeddings`.
+
+        Raises
+        ------
+        DataError
+            If the file is no voice, or another model has made it.
+        """
+        voice = load_voice(path, self.mods, self.hparams.sample_rate)
+        try:
+            return self._checked(voice, len(features_of(voice)))
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
 
     def decode_batch(self, representation, length):
         """Synthesizes waveforms.
@@ -288,8 +333,8 @@ class TargetSpeechExtraction(Pretrained):
             alone.
         enrollment_lens : torch.Tensor, optional
             Relative lengths (batch,), in (0, 1].
-        embeddings : torch.Tensor, optional
-            In place of enrollments, (batch, embedding), from `encode_speaker`.
+        embeddings : torch.Tensor or Frames, optional
+            In place of enrollments, the voices that `encode_speaker` returns.
         return_presence : bool
             Whether to return the presence as well; see `tells_presence`.
 
@@ -334,8 +379,8 @@ class TargetSpeechExtraction(Pretrained):
         ---------
         mixtures : torch.Tensor
             (batch, recordings, time), at the model's sample rate.
-        embeddings : torch.Tensor
-            (batch, embedding), from `encode_speaker`.
+        embeddings : torch.Tensor or Frames
+            The voices that `encode_speaker` returns.
         mixture_lens : torch.Tensor, optional
             Relative lengths (batch,), in (0, 1].
 
@@ -376,7 +421,7 @@ class TargetSpeechExtraction(Pretrained):
         enrollments : torch.Tensor, optional
             Speech of the talker at the model's sample rate, (1, time); or (rows, time),
             of one for each row of what will be pushed.
-        voice : torch.Tensor, optional
+        voice : torch.Tensor or Frames, optional
             In place of enrollments, from `encode_speaker` or `encode_speaker_files`.
         rate : int, optional
             Of the samples to come, in Hz; by default the model's.
@@ -431,8 +476,8 @@ class TargetSpeechExtraction(Pretrained):
         ---------
         estimates : torch.Tensor
             (batch, time), from `extract_batch`.
-        embeddings : torch.Tensor
-            (batch, embedding), from `encode_speaker`.
+        embeddings : torch.Tensor or Frames
+            The voices that `encode_speaker` returns.
         lens : torch.Tensor, optional
             Relative lengths of the estimates (batch,), in (0, 1].
 
@@ -455,7 +500,7 @@ class TargetSpeechExtraction(Pretrained):
         embeddings = self._checked(embeddings, len(estimates), "estimates")
         with self.inference_ctx:
             heard = listen(self.mods, estimates, lens, self.hparams.sample_rate)
-            scores = self.mods.match_scorer(embeddings, heard)
+            scores = self.mods.match_scorer(summarize_voice(embeddings), heard)
         return scores * estimates.any(1)
 
     def forward(self, *args, **kwargs):
@@ -486,9 +531,9 @@ class TargetSpeechExtraction(Pretrained):
             The mixture.
         enrollment_paths : str, pathlib.Path or list of these, optional
             Speech of the talker, of which the first 25 s are used; channels are
-            averaged, and so are the embeddings of several files.
-        embeddings : torch.Tensor, optional
-            In place of enrollments, (embedding,) or (1, embedding).
+            averaged. Of several files vectors are averaged, frames joined.
+        embeddings : torch.Tensor or Frames, optional
+            In place of enrollments, the voice, of (1, ...); a vector may lack the 1.
         output_path : str or pathlib.Path, optional
             Where to write the estimate, as `writing.write_blocks` does: never
             clipped, in the mixture's encoding where possible.
@@ -542,7 +587,8 @@ class TargetSpeechExtraction(Pretrained):
             }
             if embeddings is None:
                 embeddings = self.encode_speaker_files(enrollment_paths)
-            embeddings = torch.atleast_2d(as_tensor("embeddings", embeddings))
+            if not isinstance(embeddings, Frames):
+                embeddings = torch.atleast_2d(as_tensor("embeddings", embeddings))
             embeddings = self._checked(embeddings, 1)
             file = file_beside(outputs[0]) if outputs else io.BytesIO()
             file = stack.enter_context(file)
@@ -590,8 +636,10 @@ class TargetSpeechExtraction(Pretrained):
         return torch.from_numpy(np.concatenate(list(blocks)).T)
 
     def _checked(self, embeddings, count, name="mixtures"):
-        shape = (count, self.mods.speaker_encoder.embedding_size)
-        return check_embeddings(embeddings, shape, next(self.mods.parameters()), name)
+        weight = next(self.mods.parameters())
+        return check_embeddings(
+            embeddings, count, self.mods.speaker_encoder, weight, name
+        )
 
 
 def _as_list(paths):

@@ -19,6 +19,7 @@ from speechbrain_peer.inference.inputs import (
 )
 from speechbrain_peer.inference.presence import tell_presence
 from speechbrain_peer.inference.resampling import HALF_WIDTH, StreamResampler
+from speechbrain_peer.nnet.voice import Frames, features_of, repeat_voice
 from speechbrain_peer.utils.audio import SAMPLE_RATES
 
 TENTHS = 10
@@ -175,13 +176,14 @@ class Stream:
             If it cannot be used.
         """
         modules = self._model.mods
-        voice = torch.atleast_2d(as_tensor("voice", voice))
-        shape = len(voice), modules.speaker_encoder.embedding_size
-        voice = check_embeddings(voice, shape, next(modules.parameters()), "rows")
+        if not isinstance(voice, Frames):
+            voice = torch.atleast_2d(as_tensor("voice", voice))
+        count, weight = len(features_of(voice)), next(modules.parameters())
+        voice = check_embeddings(voice, count, modules.speaker_encoder, weight, "rows")
         rows = None if self._state is None else max(1, self._state["rows"])
-        if len(voice) > 1 and rows not in (None, len(voice)):
-            raise ValueError(f"{len(voice)} voices, but the stream has {rows} rows")
-        self._voice, self._voices = voice, len(voice)
+        if count > 1 and rows not in (None, count):
+            raise ValueError(f"{count} voices, but the stream has {rows} rows")
+        self._voice, self._voices = voice, count
 
     @property
     def presence(self):
@@ -345,7 +347,7 @@ class Stream:
     def _voice_of(self, state):
         """The voice of every row."""
         rows = max(state["rows"], 1)
-        return self._voice if rows == self._voices else self._voice.repeat(rows, 1)
+        return repeat_voice(self._voice, rows // self._voices)
 
     def _completed(self, taken):
         """How many outputs are complete when so many samples are in."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_peer.inference.presence import second_energies
+from speechbrain_peer.nnet.voice import summarize_voice
 from speechbrain_peer.peer_learning.exchange import embed
 from speechbrain_peer.utils.signal import sample_mask
 
@@ -51,7 +52,7 @@ def find_loudest(energies):
 
 
 def listen(modules, estimates, lens, sample_rate):
-    """Embeds the loudest piece of each estimate.
+    """Summarizes the voice in the loudest piece of each estimate.
 
     Arguments
     ---------
@@ -79,7 +80,7 @@ def listen(modules, estimates, lens, sample_rate):
         estimates = pad_sequence(pieces, batch_first=True)
         lens = estimates.new_tensor([len(piece) for piece in pieces])
         lens = lens / estimates.shape[1]
-    return embed(modules, estimates, lens)
+    return summarize_voice(embed(modules, estimates, lens))
 
 
 def _loudest_piece(estimate, sample_rate):

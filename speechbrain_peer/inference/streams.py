@@ -10,7 +10,8 @@ The encoder's `finish(state)` returns the frames that only the end of the mixtur
 whole, the decoder's the samples after those of the last frame. States are nested tuples
 of tensors whose first dimension is the batch: to be saved, copied, moved, put together.
 Predictors and mask head work frame by frame and need none, and the separator gives a
-frame for each that it takes.
+frame for each that it takes; a model whose second predictor sees the frames around
+cannot extract from streams.
 """
 
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from speechbrain_peer.peer_learning.predictors import sees_around
 
 STAGES = ("encoder", "separator", "decoder")
 """Those with a state, in the order of a stream's."""
@@ -42,12 +45,13 @@ def init_state(modules, batch):
     -------
     >>> from speechbrain_peer.nnet.filterbank import Decoder, Encoder
     >>> modules = {"encoder": Encoder(32, 16, 8), "decoder": Decoder(32, 16, 8)}
-    >>> modules["separator"] = torch.nn.LSTM(32, 32)
+    >>> modules |= {"separator": torch.nn.LSTM(32, 32), "mask_head": None}
     >>> init_state(modules, batch=1) is None
     True
     """
     stages = [modules[name] for name in STAGES]
-    if not all(hasattr(stage, "init_state") for stage in stages):
+    steps = all(hasattr(stage, "init_state") for stage in stages)
+    if not steps or sees_around(modules):
         return None
     states = tuple(stage.init_state(batch) for stage in stages)
     return None if any(state is None for state in states) else states
@@ -62,8 +66,8 @@ def step(modules, mixtures, embeddings, state):
         The stages.
     mixtures : torch.Tensor
         (batch, time), as few as one sample.
-    embeddings : torch.Tensor
-        (batch, embedding).
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...).
     state : tuple
         From `init_state` or the step before; it is not changed.
 
@@ -89,8 +93,8 @@ def finish(modules, embeddings, state, length):
     ---------
     modules : Mapping
         The stages.
-    embeddings : torch.Tensor
-        (batch, embedding).
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...).
     state : tuple
         From the last step.
     length : int

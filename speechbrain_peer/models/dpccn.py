@@ -254,7 +254,7 @@ class MappingHead(MaskHead):
         C, channels of e.
     refined_size : int or None
         Channels of r, 2, or C where r has been folded into e; None without predictors.
-    lends : bool
+    lends, kernel_size : bool, int
         See `MaskHead`.
 
     Example
@@ -264,8 +264,8 @@ class MappingHead(MaskHead):
     torch.Size([2, 50, 31, 2])
     """
 
-    def __init__(self, channels, refined_size=None, lends=False):
-        super().__init__(channels, 2, refined_size, lends=lends)
+    def __init__(self, channels, refined_size=None, lends=False, kernel_size=1):
+        super().__init__(channels, 2, refined_size, True, lends, kernel_size)
 
     def forward(self, e, r, representation, lent=None):
         """Maps.

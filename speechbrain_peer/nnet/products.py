@@ -126,6 +126,18 @@ class Linear(nn.Linear):
         """(..., in_features) to (..., out_features)."""
         return linear(x, self.weight, self.bias)
 
+    def blocks(self):
+        """Views of its maps: one, as `band_split.BandLinear` has several.
+
+        Returns
+        -------
+        list of (torch.Tensor, torch.Tensor or None)
+            Weight (maps, outputs, places, channels) and bias (maps, outputs) of those
+            of one shape.
+        """
+        bias = None if self.bias is None else self.bias[None]
+        return [(self.weight[None, :, None], bias)]
+
 
 def _as_image(x):
     """A view with the rows for width: (1, channels, 1, rows), channels last."""

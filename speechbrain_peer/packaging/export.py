@@ -109,8 +109,10 @@ def export_model(hparams_file, modules, folder, documents=None):
         stages = fold_predictors(stages)
         _drop_predictors(hparams)
         folded = stages["mask_head"].combine
-        hparams["mask_head"]["refined_size"] = folded.in_features
+        hparams["mask_head"]["refined_size"] = folded.out_features
         hparams["mask_head"]["lends"] = True
+        if folded.kernel_size > 1:
+            hparams["mask_head"]["kernel_size"] = folded.kernel_size
     stages = torch.nn.ModuleDict(stages)
 
     return _write_folder(folder, hparams, stages.state_dict(), documents or {})

@@ -7,6 +7,9 @@ are dynamic. They need what the optional extra ``[onnx]`` brings, to be made onl
     extractor.onnx          mixture (batch, time), embedding (batch, E)
                             -> estimate (batch, time), with its level
 
+Where the voice is frames, they are `frames` (batch, frames, F), of any number, in place
+of `embedding`: those of several enrollments are put one after the other.
+
 Waveforms are fp32, full scale at 1, at the rate that the graphs' metadata names, and of
 no less than the samples named there. Nothing is padded: all of a batch have one length.
 The metadata also names the level: that in the mixture, or the network's own.
@@ -19,6 +22,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from speechbrain_peer.nnet.voice import Frames, features_of
 from speechbrain_peer.packaging.loading import level_of, load_model
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.utils.files import whole_file
@@ -34,6 +38,11 @@ TOLERANCE = 1e-4
 NOISE_LEVEL = 0.1  # of the signals to compare on, as loud as speech
 
 
+def voice_name(stages):
+    """What the graphs call the voice of a model with these stages."""
+    return "frames" if hasattr(stages["speaker_encoder"], "frame_size") else "embedding"
+
+
 class SpeakerNetwork(nn.Module):
     """What `speaker_encoder.onnx` computes.
 
@@ -43,15 +52,14 @@ class SpeakerNetwork(nn.Module):
         The model's.
     """
 
-    output_name = "embedding"
-
     def __init__(self, stages):
         super().__init__()
         self.stages = stages
+        self.input_names, self.output_name = ["enrollment"], voice_name(stages)
 
     def forward(self, enrollment):
-        """(batch, time) to (batch, E)."""
-        return embed(self.stages, enrollment)
+        """(batch, time) to (batch, E), or (batch, frames, F)."""
+        return features_of(embed(self.stages, enrollment))
 
 
 class Extractor(nn.Module):
@@ -65,15 +73,16 @@ class Extractor(nn.Module):
         The model's; see `utils.signal.set_level`.
     """
 
-    output_name = "estimate"
-
     def __init__(self, stages, level):
         super().__init__()
         self.stages, self.level = stages, level
+        self.input_names, self.output_name = ["mixture", voice_name(stages)], "estimate"
 
-    def forward(self, mixture, embedding):
-        """(batch, time) and (batch, E) to (batch, time)."""
-        estimate = extract(self.stages, mixture, embedding)
+    def forward(self, mixture, voice):
+        """(batch, time) and (batch, E), or (batch, frames, F), to (batch, time)."""
+        if voice.dim() == 3:
+            voice = Frames(voice, torch.ones_like(voice[..., 0]))
+        estimate = extract(self.stages, mixture, voice)
         return set_level(estimate, mixture, level=self.level)
 
 
@@ -138,9 +147,9 @@ def export_onnx(source, folder, trust=False):
         inputs = (_noise(2, sample_rate), speaker_network(enrollment))
         _write(extractor_path, extractor, inputs, shortest, metadata)
         for noise in to_compare:
-            embedding = speaker_network(noise)
+            voice = speaker_network(noise)
             for mixture in (noise, torch.zeros_like(noise)):
-                check_onnx(extractor_path, extractor, (mixture, embedding))
+                check_onnx(extractor_path, extractor, (mixture, voice))
     return folder
 
 
@@ -180,15 +189,20 @@ def check_onnx(path, network, inputs):
 def _write(path, network, inputs, shortest, metadata):
     """Traces a network, whose first input is a waveform, and saves its graph."""
     batch, time = Dim("batch"), Dim.DYNAMIC(min=shortest)
-    axes = [{0: batch, 1: time}, *({0: batch} for _ in inputs[1:])]
+    axes, names = [{0: batch, 1: time}], [{0: "batch", 1: "time"}]
+    for voice in inputs[1:]:
+        of_frames = voice.dim() == 3
+        axes.append({0: batch, 1: Dim.DYNAMIC} if of_frames else {0: batch})
+        names.append({1: "frames"} if of_frames else None)
     # `len(tensor)` would be taken for a constant, `tensor.shape[0]` is not.
     program = torch.export.export(network, inputs, dynamic_shapes=axes, strict=False)
     # Optimizing is left to ONNX Runtime: the optimizer of onnxscript (0.7) takes the
     # 1e-8 that norms add to the variance for 0, and silence comes out as NaN.
     graph = torch.onnx.export(
         program,
+        input_names=network.input_names,
         output_names=[network.output_name],
-        dynamic_shapes=[{0: "batch", 1: "time"}, *(None for _ in inputs[1:])],
+        dynamic_shapes=names,
         opset_version=OPSET,
         optimize=False,
         verbose=False,

@@ -5,7 +5,7 @@ Target Speech Separation". A training item is a pair of peers: two mixtures of t
 same target segment s with different interferers. For every peer b
 
     W = encoder(x)                  representation of the mixture
-    a = speaker_encoder(enrollment) embedding of the target speaker, one per pair
+    a = speaker_encoder(enrollment) voice of the target speaker, one per pair
     e = separator(W, a)             representation before the mask
     p = predictor1(e)               linear map into the decoder's input space
     q = measure(decoder(p), s)      which peer's representation is better? (SI-SNR)
@@ -17,15 +17,22 @@ With one mixture, at validation, test and inference, p* is p.
 
 `modules` is the mapping of these stages, by these names: a YAML's `modules:`, a
 Brain's or an interface's. Representations are `(peers * batch, frames, channels)`,
-all first peers before all second ones; waveforms are `(peers * batch, time)`.
+all first peers before all second ones; waveforms are `(peers * batch, time)`. Voices,
+`embeddings`, are vectors or frames, see `nnet.voice`.
 """
 
 from typing import NamedTuple
 
 import torch
 
+from speechbrain_peer.nnet.around import hold_last
+from speechbrain_peer.nnet.voice import features_of, repeat_voice
 from speechbrain_peer.peer_learning.measure import Measure
-from speechbrain_peer.peer_learning.predictors import can_lend, without_predictors
+from speechbrain_peer.peer_learning.predictors import (
+    can_lend,
+    sees_around,
+    without_predictors,
+)
 from speechbrain_peer.utils.files import DataError
 
 EXCHANGES = ("better", "anyway", "itself", "other", "none")
@@ -77,7 +84,7 @@ class Outputs(NamedTuple):
 
 
 def embed(modules, enrollments, enrollment_lens=None):
-    """Turns enrollments into embeddings of their speakers, a.
+    """Turns enrollments into the voices of their speakers, a.
 
     Arguments
     ---------
@@ -90,8 +97,8 @@ def embed(modules, enrollments, enrollment_lens=None):
 
     Returns
     -------
-    torch.Tensor
-        (batch, embedding).
+    torch.Tensor or Frames
+        Of (batch, ...).
     """
     # The mixture's encoder goes along: speaker encoders may share it.
     return modules["speaker_encoder"](enrollments, enrollment_lens, modules["encoder"])
@@ -106,8 +113,8 @@ def represent(modules, mixtures, embeddings, mixture_lens=None):
         The stages.
     mixtures : torch.Tensor
         (peers * batch, time).
-    embeddings : torch.Tensor
-        (batch, embedding), one for each pair.
+    embeddings : torch.Tensor or Frames
+        Voices, one for each pair, of (batch, ...).
     mixture_lens : torch.Tensor or None
         Relative lengths (batch,).
 
@@ -115,11 +122,13 @@ def represent(modules, mixtures, embeddings, mixture_lens=None):
     -------
     Branches
     """
-    n_peers = mixtures.shape[0] // embeddings.shape[0]
+    n_peers = mixtures.shape[0] // features_of(embeddings).shape[0]
     if mixture_lens is not None:
         mixture_lens = mixture_lens.repeat(n_peers)
     W, frame_mask = modules["encoder"](mixtures, mixture_lens)
-    e = modules["separator"](W, embeddings.repeat(n_peers, 1), frame_mask)
+    e = modules["separator"](W, repeat_voice(embeddings, n_peers), frame_mask)
+    if mixture_lens is not None and sees_around(modules):
+        e = hold_last(e, frame_mask)
     p = modules["predictor1"](e) if "predictor1" in modules else None
     return Branches(W, frame_mask, e, p)
 
@@ -263,8 +272,8 @@ class PeerLearning:
             The stages, from `stages`.
         mixtures : torch.Tensor
             (peers * batch, time); with one peer, it lends to itself.
-        embeddings : torch.Tensor
-            (batch, embedding).
+        embeddings : torch.Tensor or Frames
+            Voices, of (batch, ...).
         targets : torch.Tensor
             (batch, time), the same for all peers, or (peers, batch, time).
         lens : torch.Tensor or None
@@ -321,8 +330,8 @@ def extract(modules, mixtures, embeddings, mixture_lens=None):
         The stages.
     mixtures : torch.Tensor
         (batch, time).
-    embeddings : torch.Tensor
-        (batch, embedding), from `embed`.
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...), from `embed`.
     mixture_lens : torch.Tensor or None
         Relative lengths (batch,).
 
@@ -348,8 +357,8 @@ def extract_together(
     mixtures : torch.Tensor
         With the same target at the same time, (peers, batch, time); one peer lends to
         itself.
-    embeddings : torch.Tensor
-        (batch, embedding), from `embed`.
+    embeddings : torch.Tensor or Frames
+        Voices, of (batch, ...), from `embed`.
     mixture_lens : torch.Tensor or None
         Relative lengths (batch,).
     lend_from : callable

@@ -146,6 +146,7 @@ def load_run(folder, trust=False):
 def _fill(modules, trained, path):
     """Copies all weights, or raises; returns the names of those that are new."""
     ours, theirs = modules.state_dict(), trained.state_dict()
+    _widen(theirs, ours)
     adds_peers = _has_predictors(ours) and not _has_predictors(theirs)
 
     def is_new(name):
@@ -164,14 +165,28 @@ def _fill(modules, trained, path):
         raise ValueError(f"{path}: does not fit the model. {mismatches}")
     if adds_peers:
         folded = getattr(trained["mask_head"], "combine", None)
-        if folded is not None and not can_fold(modules):
+        sees_more = getattr(folded, "kernel_size", 1) > 1
+        if folded is not None and (sees_more or not can_fold(modules)):
             raise ValueError(
-                f"{path}: its predictors are folded, which only linear ones can take "
-                "over; give the output folder of its training run"
+                f"{path}: its predictors are folded, which only linear ones that see "
+                "one frame can take over; give the output folder of its training run"
             )
         _start_peer_learning(modules, folded)
     modules.load_state_dict(theirs, strict=False)
     return new
+
+
+def _widen(theirs, ours):
+    """A predictor2 that is to see more frames starts as the one that saw one."""
+    name = "predictor2.linear.weight"
+    if name not in ours or name not in theirs:
+        return
+    wanted, given = ours[name], theirs[name]
+    frames = wanted.shape[1] // given.shape[1]
+    if wanted.shape == (len(given), frames * given.shape[1]) and frames % 2:
+        wide = torch.zeros_like(wanted).unflatten(1, (frames, -1))
+        wide[:, frames // 2] = given
+        theirs[name] = wide.flatten(1)
 
 
 @torch.no_grad()
@@ -187,21 +202,35 @@ def _start_peer_learning(modules, folded):
             nn.init.zeros_(weight)
     if not can_fold(modules):
         return
-    first, second = (modules[name].linear for name in PREDICTORS)
-    own = lent = torch.eye(len(second.weight)) / 2
-    second.weight.copy_(torch.cat((own, lent), dim=1))
-    for predictor in (first, second):
-        nn.init.zeros_(predictor.bias)
-    # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
-    channels = torch.eye(first.in_features)
-    change = torch.zeros_like(channels) if folded is None else folded.weight - channels
-    left, scales, right = torch.linalg.svd(change)
-    rank = min(first.weight.shape)
-    first.weight[:rank] = right[:rank]
     combine = modules["mask_head"].combine
-    combine.weight[:, :rank] = left[:, :rank] * scales[:rank]
+    linears = (*(modules[name].linear for name in PREDICTORS), combine)
+    blocks = [linear.blocks() for linear in linears]
+    changes = [None] * len(blocks[0]) if folded is None else folded.blocks()
+    kernel_size = modules["predictor2"].kernel_size
+    for first, second, c, change in zip(*blocks, changes, strict=True):
+        _start_blocks(first, second, c, change, kernel_size)
+
+
+def _start_blocks(first, second, combine, folded, kernel_size):
+    """`_start_peer_learning` for maps of one shape; see `products.Linear.blocks`."""
+    (p_map, p_bias), (r_map, r_bias), (c_map, c_bias) = first, second, combine
+    for bias in (p_bias, r_bias):
+        nn.init.zeros_(bias)
+    _, outputs, places, _ = r_map.shape
+    own = lent = torch.eye(outputs).unflatten(1, (places, -1)) / 2
+    # Of the frames that predictor2 sees, the one in the middle.
+    seen = r_map.zero_().unflatten(3, (kernel_size, -1))
+    seen[:, :, :, kernel_size // 2] = torch.cat((own, lent), dim=2)
+    # A - I = C (own + lent) P1 has been multiplied out: any factors of it do.
+    p_map, c_map = p_map.flatten(2), c_map.view(*c_map.shape[:2], -1)
+    change = torch.zeros(len(p_map), p_map.shape[2], p_map.shape[2])
     if folded is not None:
-        combine.bias.copy_(folded.bias)
+        change = folded[0][:, :, 0] - torch.eye(p_map.shape[2])
+        c_bias.copy_(folded[1])
+    left, scales, right = torch.linalg.svd(change)
+    rank = min(p_map.shape[1:])
+    p_map[:, :rank] = right[:, :rank]
+    c_map[:, :, :rank] = left[:, :, :rank] * scales[:, None, :rank]
 
 
 def _settings_that_differ(trained, modules):
