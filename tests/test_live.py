@@ -17,6 +17,8 @@ from tiny_model import build, causal_yaml
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.inference.resampling import StreamResampler
+from speechbrain_peer.models import bsrnn
+from speechbrain_peer.nnet.stft import StftDecoder, StftEncoder
 from speechbrain_peer.utils.signal import match_level
 
 RATES = (8000, 16000, 48000, 44100, 11025, 8001)
@@ -43,6 +45,21 @@ def model():
 def projecting():
     """Its level is the mixture's projection."""
     return causal("mixture")
+
+
+@pytest.fixture(scope="module")
+def of_frames():
+    """BSRNN, whose voice is frames."""
+    torch.manual_seed(0)
+    bands, sizes = [(5, 2), (2, 4), (1, 15)], (64, 16)
+    modules = {
+        "encoder": StftEncoder(*sizes),
+        "speaker_encoder": bsrnn.SpeakerEncoder(64),
+        "separator": bsrnn.Separator(64, bands, 6, 12, n_blocks=2, causal=True),
+        "mask_head": bsrnn.MaskHead(bands, 6, 24),
+        "decoder": StftDecoder(*sizes),
+    }
+    return TargetSpeechExtraction(modules, {"sample_rate": 8000, "level": "network"})
 
 
 VOICE = noise(1, 16, seed=9)
@@ -88,6 +105,32 @@ def test_at_the_models_rate_it_is_what_a_batch_gives(model):
     mixture = noise(1, 5003)
     outputs = pushed(model.stream(voice=VOICE), mixture[0], [80] * 62 + [43])
     assert_near(torch.cat(outputs), model.extract_batch(mixture, embeddings=VOICE)[0])
+
+
+@quick
+@given(st.data())
+def test_any_cut_of_a_model_of_frames(of_frames, data):
+    rate = data.draw(st.sampled_from((8000, 16000, 11025)))
+    mixture, enrollment = noise(2, 2000), noise(1, 3000, seed=1)
+    stream = of_frames.stream(enrollment, rate=rate)
+    whole = torch.cat(pushed(stream, mixture, 2000), 1)
+    pieces = pushed(stream, mixture, data.draw(cuts(2000)))
+    assert_near(torch.cat(pieces, 1), whole)
+    if rate == 8000:
+        voice = of_frames.encode_speaker(enrollment.repeat(2, 1))
+        assert_near(whole, of_frames.extract_batch(mixture, embeddings=voice))
+
+
+def test_the_latency_of_overlapping_windows(of_frames):
+    """A sample waits for the last window that holds it."""
+    stream = of_frames.stream(noise(1, 3000))
+    assert stream.latency == 63
+    lags, given_so_far = [], 0
+    for taken in range(1, 300):
+        given_so_far += len(stream.push(noise(1)))
+        lags.append(taken - given_so_far)
+    assert max(lags) == 63
+    assert of_frames.stream(noise(1, 3000), block=16).latency == 48
 
 
 def test_enrollments_are_embedded(model):
