@@ -9,9 +9,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from tiny_model import TRAINING_YAML, build
 
-from speechbrain_peer.inference import streams
 from speechbrain_peer.models import dpccn, sepformer, spex_plus
 from speechbrain_peer.nnet.tcn import TemporalConvNet
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import extract
 from speechbrain_peer.peer_learning.predictors import (
     fold_predictors,

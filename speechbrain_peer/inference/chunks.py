@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.inference import streams
 from speechbrain_peer.inference.match import PIECE, find_loudest
 from speechbrain_peer.inference.presence import Seconds, tell_presence
 from speechbrain_peer.inference.recordings import (
@@ -26,6 +25,7 @@ from speechbrain_peer.inference.recordings import (
     resampled_length,
 )
 from speechbrain_peer.nnet.voice import features_of
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import extract
 
 # In seconds. Longer chunks take more memory, and no better estimates come of it.

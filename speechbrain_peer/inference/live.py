@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 
-from speechbrain_peer.inference import streams
 from speechbrain_peer.inference.inputs import (
     as_tensor,
     check_embeddings,
@@ -20,6 +19,7 @@ from speechbrain_peer.inference.inputs import (
 from speechbrain_peer.inference.presence import tell_presence
 from speechbrain_peer.inference.resampling import HALF_WIDTH, StreamResampler
 from speechbrain_peer.nnet.voice import Frames, features_of, repeat_voice
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.utils.audio import SAMPLE_RATES
 
 TENTHS = 10
