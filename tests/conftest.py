@@ -158,6 +158,19 @@ def make_set(prepared):
 
 
 @pytest.fixture(scope="session")
+def causal_graphs(tmp_path_factory):
+    """A tiny causal model and its ONNX graphs; only to read."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    from tiny_model import export_causal
+
+    from speechbrain_peer.packaging.onnx import export_onnx
+
+    source = export_causal(tmp_path_factory.mktemp("causal") / "model", n_blocks=1)
+    return source, export_onnx(source, source.with_name("graphs"), int8=True)
+
+
+@pytest.fixture(scope="session")
 def mini_librimix():
     """Real speech in LibriSpeech's layout."""
     return _given_folder("MINI_LIBRIMIX")

@@ -80,12 +80,12 @@ modules:
 """
 
 
-def causal_yaml(level="network"):
-    """The same for live use, with two blocks, as a step takes its time for each."""
+def causal_yaml(level="network", n_blocks=2):
+    """The same for live use, with few blocks, as a step takes its time for each."""
     text = TRAINING_YAML
     for old, new in (
         ("sample_rate: 8000", f"sample_rate: 8000\nlevel: {level}"),
-        ("n_blocks: 3", "n_blocks: 2"),
+        ("n_blocks: 3", f"n_blocks: {n_blocks}"),
         ("n_repeats: 2", "n_repeats: 1"),
         ("adapted_block: 2", "adapted_block: 0\n    causal: True"),
     ):
@@ -106,9 +106,9 @@ def write_run(folder):
     return path
 
 
-def export_causal(folder, level="network", gain=1.0):
+def export_causal(folder, level="network", gain=1.0, n_blocks=2):
     """Exports a causal model, whose output is so much louder."""
-    text = causal_yaml(level)
+    text = causal_yaml(level, n_blocks)
     folder.parent.mkdir(parents=True, exist_ok=True)
     run = folder.with_name(f"{folder.name}.yaml")
     run.write_text(text, encoding="utf-8")

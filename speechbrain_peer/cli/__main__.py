@@ -19,6 +19,7 @@ from speechbrain_peer.cli import (
     live,
     prepare,
     rooms,
+    serve,
 )
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.messages import (
@@ -30,6 +31,7 @@ from speechbrain_peer.utils.messages import (
 COMMANDS = {
     "extract": extract,
     "live": live,
+    "serve": serve,
     "info": info,
     "demo": demo,
     "prepare": prepare,

@@ -21,6 +21,7 @@ from speechbrain_peer.inference.resampling import HALF_WIDTH, StreamResampler
 from speechbrain_peer.nnet.voice import Frames, features_of, repeat_voice
 from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.utils.audio import SAMPLE_RATES
+from speechbrain_peer.utils.signal import match_level_so_far
 
 TENTHS = 10
 """Tenths of a second that a presence is told of."""
@@ -314,13 +315,8 @@ class Stream:
         if self._model.tells_presence:
             state |= self._hear(torch.stack((estimates, mixtures)), state)
         else:
-            precise = estimates.double()
-            sums = torch.stack((precise * precise, precise * mixtures)).cumsum(-1)
-            energy, shared = sums = sums + state["sums"]
-            scale = torch.where(energy > 0, shared / energy.clamp(min=1e-30), 0.0)
-            estimates = estimates * scale.float()
-            if sums.shape[-1]:
-                state["sums"] = sums[..., -1:].clone()
+            level = match_level_so_far(estimates, mixtures, state["sums"])
+            estimates, state["sums"] = level
         return estimates, state
 
     def _hear(self, signals, state):
