@@ -104,10 +104,10 @@ def test_eight_bits_are_near(graphs):
     said = session(path).get_modelmeta().custom_metadata_map
     whole = session(graphs / "stream.onnx").get_modelmeta().custom_metadata_map
     assert float(said.pop("int8_snr_db")) > 15
-    assert said == whole
-    assert (whole["hop"], whole["first_samples"], whole["drop_samples"]) == (
-        *("8", "8", "0"),
-    )
+    assert said.items() >= whole.items()
+    assert [whole[key] for key in ("hop", "first_samples", "drop_samples")] == [
+        *("8", "8", "0")
+    ]
     assert whole["sample_rate"] == "8000" and whole["level"] == "network"
     mixtures, voice = noise(1, 808), noise(1, 16, seed=1)
     exact, near = (
