@@ -15,6 +15,7 @@ from tiny_model import export, export_causal
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.cli.live_devices import Meters, bar
+from speechbrain_peer.peer_learning import streams
 
 RATE = 16000
 
@@ -279,3 +280,23 @@ def test_the_meters_in_a_terminal(monkeypatch, capsys):
     line = "in ###########.   -6 dB  out ............  -60 dB  present  load  30%"
     assert f"\r{line}  under-runs 2\n" in told
     assert bar(3.0) == "############" and bar(-90.0) == "............"
+
+
+def test_ctrl_c_keeps_the_start_of_a_file_if_asked(
+    folder, anna, mixture, tmp_path, monkeypatch, capsys
+):
+    step, chunks = streams.step, []
+
+    def count(*arguments):
+        chunks.append(None)
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(streams, "step", count)
+    path, output = tmp_path / "a.wav", tmp_path / "b.wav"
+    soundfile.write(path, np.tile(mixture[0], 64), RATE)
+    arguments = ["extract", str(path), "-e", anna, "-m", folder, "-o", str(output)]
+    assert main([*arguments, "--keep-partial"]) == 130
+    assert soundfile.info(output).duration == pytest.approx(12, abs=0.01)
+    assert "tse: interrupted" in capsys.readouterr().err

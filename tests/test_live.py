@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from hypothesis import assume, given, settings
@@ -19,6 +20,7 @@ from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.inference.resampling import StreamResampler
 from speechbrain_peer.models import bsrnn
 from speechbrain_peer.nnet.stft import StftDecoder, StftEncoder
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.utils.signal import match_level
 
 RATES = (8000, 16000, 48000, 44100, 11025, 8001)
@@ -404,3 +406,50 @@ def test_a_model_that_looks_ahead_says_what_to_train():
     offline = TargetSpeechExtraction(modules, {"sample_rate": 8000})
     with pytest.raises(ValueError, match=r"looks ahead: .* `--causal True`"):
         offline.stream(voice=VOICE)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl+C while the third chunk is extracted."""
+    step, chunks = streams.step, []
+
+    def count(*arguments):
+        chunks.append(None)
+        if len(chunks) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(streams, "step", count)
+
+
+@pytest.mark.parametrize("level", ["network", "mixture"])
+def test_ctrl_c_keeps_what_is_done_of_a_file(level, interrupted, tmp_path, caplog):
+    used, rate = causal(level), 16000
+    mixture = noise(40 * rate).numpy()
+    path, output, residual = (tmp_path / f"{x}.wav" for x in ("a", "b", "c"))
+    soundfile.write(path, mixture, rate, "FLOAT")
+    with pytest.raises(KeyboardInterrupt):
+        used.extract_file(
+            path,
+            embeddings=VOICE,
+            output_path=output,
+            residual_path=residual,
+            keep_partial=True,
+        )
+    kept, others = soundfile.read(output)[0], soundfile.read(residual)[0]
+    assert len(kept) == len(others) and 0 <= 24 * rate - len(kept) < 100
+    np.testing.assert_allclose(kept + others, mixture[: len(kept)], atol=1e-6)
+    assert "holds the first 24 s" in caplog.text
+    start = tmp_path / "start.wav"
+    soundfile.write(start, mixture[: len(kept)], rate, "FLOAT")
+    whole = used.extract_file(start, embeddings=VOICE).numpy()
+    # The last moment of the shorter recording is filtered against silence.
+    np.testing.assert_allclose(kept[:-4000], whole[:-4000], atol=1e-3)
+
+
+def test_unless_asked_ctrl_c_leaves_nothing(model, interrupted, tmp_path):
+    path, output = tmp_path / "a.wav", tmp_path / "b.wav"
+    soundfile.write(path, noise(320000).numpy(), 8000)
+    with pytest.raises(KeyboardInterrupt):
+        model.extract_file(path, embeddings=VOICE, output_path=output)
+    assert list(tmp_path.iterdir()) == [path]

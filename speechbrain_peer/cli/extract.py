@@ -85,6 +85,11 @@ def add_arguments(parser):
         "file, or for several recordings a folder",
     )
     add(
+        "--keep-partial",
+        action="store_true",
+        help="after Ctrl+C, write what is done of the recording, which is its start",
+    )
+    add(
         "--channels",
         choices=("mix", "each"),
         default="mix",
@@ -118,7 +123,8 @@ def run(options):
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                match, present = extract(model, voice, job, options.channels)
+                settings = options.channels, options.keep_partial
+                match, present = extract(model, voice, job, *settings)
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
                 tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
@@ -194,7 +200,7 @@ def plan(inputs, enrollments, output=None, residual=None, voice=None):
     return jobs
 
 
-def extract(model, voice, job, channels):
+def extract(model, voice, job, channels, keep_partial=False):
     """Extracts from one recording.
 
     Arguments
@@ -207,6 +213,8 @@ def extract(model, voice, job, channels):
         Files to read and write.
     channels : str
         `mix` or `each`.
+    keep_partial : bool
+        Whether Ctrl+C leaves what is done in the files.
 
     Returns
     -------
@@ -227,6 +235,7 @@ def extract(model, voice, job, channels):
             channels=channels,
             return_match=True,
             return_presence=model.tells_presence,
+            keep_partial=keep_partial,
         )
     return match, present_share(*presence) if presence else None
 

@@ -8,7 +8,6 @@ known at its end only; until then the estimate is kept in a file.
 """
 
 import math
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,7 +202,14 @@ def _as_samples(estimate):
 
 @torch.no_grad()
 def extract_recording(
-    modules, recording, embedding, channels, sample_rate, file, level="mixture"
+    modules,
+    recording,
+    embedding,
+    channels,
+    sample_rate,
+    file,
+    level="mixture",
+    keep_partial=False,
 ):
     """Extracts one talker from a recording of any rate and length.
 
@@ -223,12 +229,15 @@ def extract_recording(
         Where to keep the estimate.
     level : str
         The model's; see `utils.signal.set_level`.
+    keep_partial : bool
+        Whether Ctrl+C ends it early with what is done, `estimate.interrupted`, if
+        there is anything yet.
 
     Returns
     -------
     blocks : callable
         Returns an iterator over the estimate from its start, (samples, channels), at
-        the recording's rate and of its length.
+        the recording's rate and of its length, if it was not interrupted.
     estimate : Estimate
         The same at the model's rate.
     """
@@ -236,10 +245,14 @@ def extract_recording(
     mixture = resample_blocks(recording.blocks(channels), *rates)
     length = resampled_length(recording.length, *rates)
     estimate = Estimate(file, channels, sample_rate, level)
-    for pieces in extract_chunks(
-        modules, mixture, embedding, length, sample_rate, channels
-    ):
-        estimate.append(*pieces)
+    pieces = extract_chunks(modules, mixture, embedding, length, sample_rate, channels)
+    try:
+        for piece in pieces:
+            estimate.append(*piece)
+    except KeyboardInterrupt:
+        estimate.interrupted = keep_partial and estimate.samples > 0
+        if not estimate.interrupted:
+            raise
 
     def blocks():
         left = recording.length
@@ -280,6 +293,7 @@ class Estimate:
 
     def __init__(self, file, channels, sample_rate, level="mixture"):
         self.file, self.sample_rate, self.level = file, sample_rate, level
+        self.samples, self.interrupted = 0, False
         self.energy, self.shared = np.zeros(channels), np.zeros(channels)
         self.seconds, self.mixture_seconds = Seconds(sample_rate), Seconds(sample_rate)
 
@@ -291,6 +305,7 @@ class Estimate:
         self.seconds.append(estimate)
         self.mixture_seconds.append(mixture)
         self.file.write(estimate.tobytes())
+        self.samples += len(estimate)
 
     def scale(self):
         """What gives each channel its level, and its sign, (channels,)."""
@@ -316,11 +331,10 @@ class Estimate:
         np.ndarray
             float32, with its level, (time,).
         """
-        length = self.file.seek(0, os.SEEK_END) // self.scale().nbytes
         energies = self.seconds.energies() * np.square(self.scale(), dtype=np.float64)
         first, channel = find_loudest(torch.from_numpy(energies))
         start, end = first * self.sample_rate, (first + PIECE) * self.sample_rate
-        (piece,) = cut_chunks(self.blocks(), [(start, min(end, length))])
+        (piece,) = cut_chunks(self.blocks(), [(start, min(end, self.samples))])
         return piece[:, channel]
 
     def presence(self):

@@ -10,6 +10,7 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.data_utils import split_path
 from speechbrain.utils.fetching import fetch
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.inference.chunks import extract_recording, file_beside
 from speechbrain_peer.inference.inputs import (
@@ -49,6 +50,8 @@ from speechbrain_peer.peer_learning.exchange import embed, extract, extract_toge
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import set_level
+
+logger = get_logger(__name__)
 
 # Seconds that are used of an enrollment file: more takes memory and tells little.
 LONGEST_ENROLLMENT = 25.0
@@ -517,6 +520,7 @@ class TargetSpeechExtraction(Pretrained):
         channels="mix",
         return_match=False,
         return_presence=False,
+        keep_partial=False,
     ):
         """Extracts one talker from an audio file.
 
@@ -546,6 +550,9 @@ class TargetSpeechExtraction(Pretrained):
             Whether to return a match score as well, see `match_score`.
         return_presence : bool
             Whether to return the presence as well, see `tells_presence`.
+        keep_partial : bool
+            Whether, after Ctrl+C, to write what is done, a whole file of the start,
+            before `KeyboardInterrupt` goes on.
 
         Returns
         -------
@@ -595,7 +602,14 @@ class TargetSpeechExtraction(Pretrained):
             rate = self.hparams.sample_rate
             with self.inference_ctx:
                 blocks, estimate = extract_recording(
-                    self.mods, mixture, embeddings, n_channels, rate, file, self.level
+                    self.mods,
+                    mixture,
+                    embeddings,
+                    n_channels,
+                    rate,
+                    file,
+                    self.level,
+                    keep_partial and bool(outputs),
                 )
             if residual_path is not None:
                 write_blocks(
@@ -609,6 +623,10 @@ class TargetSpeechExtraction(Pretrained):
             else:
                 result = torch.from_numpy(np.concatenate(list(blocks())).T)
                 result = result[0] if channels == "mix" else result
+            if estimate.interrupted:
+                seconds = estimate.samples / rate
+                logger.warning(f"{outputs[0]}: holds the first {seconds:.0f} s")
+                raise KeyboardInterrupt
             told = []
             if return_match:
                 told.append(self._match(estimate, embeddings))
