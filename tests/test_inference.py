@@ -12,10 +12,18 @@ from tiny_model import SAMPLE_RATE, export
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.inference.recordings import Recording
 from speechbrain_peer.inference.writing import choose_encoding, write_blocks
-from speechbrain_peer.models import bsrnn, dpccn, sepformer, spex_plus, td_speakerbeam
+from speechbrain_peer.models import (
+    bsrnn,
+    dpccn,
+    sepformer,
+    spex_plus,
+    td_speakerbeam,
+    td_speakerbeam_map,
+)
 from speechbrain_peer.nnet.filterbank import Decoder, Encoder
 from speechbrain_peer.nnet.mask import MaskHead
 from speechbrain_peer.nnet.stft import StftDecoder, StftEncoder
+from speechbrain_peer.nnet.voice import features_of
 from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.peer_learning.exchange import extract
 from speechbrain_peer.utils.audio import LOUDEST, AudioError
@@ -184,6 +192,9 @@ def stages_of(backbone):
     if backbone == "td_speakerbeam":
         separator = td_speakerbeam.Separator(16, 4, 8, 3, 2, 2, "mul", embedding_size=4)
         mask_head = MaskHead(4, 16)
+    elif backbone == "td_speakerbeam_map":
+        speaker_encoder = td_speakerbeam_map.SpeakerEncoder(16, cue_frames=4)
+        separator = td_speakerbeam_map.Separator(16, 8, 12, 3, 2, cue_frames=4)
     elif backbone == "sepformer":
         separator = sepformer.Separator(16, 8, 10, 1, 1, n_heads=2, ffn_channels=12)
     elif backbone == "spex_plus":
@@ -223,7 +234,10 @@ def stages_of(backbone):
     }
 
 
-BACKBONES = ("td_speakerbeam", "spex_plus", "dpccn", "sepformer", "bsrnn")
+BACKBONES = (
+    *("td_speakerbeam", "td_speakerbeam_map"),
+    *("spex_plus", "dpccn", "sepformer", "bsrnn"),
+)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -246,8 +260,8 @@ def test_what_is_in_the_padding_does_not_matter(backbone, content):
         )
         assert estimates.isfinite().all() and estimates.any(1).all()
         representation = model.encode_batch(mixtures, lens["mixture"])
-        embeddings = model.encode_speaker(enrollments, lens["enrollment"])
-        results.append((estimates, embeddings, representation))
+        voice = model.encode_speaker(enrollments, lens["enrollment"])
+        results.append((estimates, features_of(voice), representation))
     for zeros, filled in zip(*results, strict=True):
         assert torch.equal(zeros, filled)
 

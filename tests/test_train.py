@@ -98,6 +98,7 @@ PARAMETERS = {
     "spex_plus": 11_112_777 + 251 * 257,
     "spex_plus_pl": 12_751_940,
     "td_speakerbeam": 6_704_194,
+    "td_speakerbeam_map": 5_051_057,
     "td_speakerbeam_pl": 7_360_706,
     "td_speakerbeam_pl_best": 7_360_706,
 }
@@ -202,6 +203,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
     ("row", "overrides"),
     [
         ("td_speakerbeam", {}),
+        ("td_speakerbeam_map", {"peers": "drawn", "exchange": "better"}),
         ("td_speakerbeam_pl", {"exchange": "none", "peers": "drawn"}),
         ("td_speakerbeam_pl", {"exchange": "itself", "peers": "off"}),
         ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),

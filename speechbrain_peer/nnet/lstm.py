@@ -1,7 +1,18 @@
-"""Long short-term memory along one dimension of a grid of frames and bands."""
+"""Long short-term memory along one dimension of a grid of frames and bands.
+
+PyTorch's LSTM writes all gates of all steps out, copies sequences into its own order,
+and knows of no padding but by sorting. So on CPUs it is in C (lstm.c): a block of
+sequences goes through all steps while it is in the cache, from where it lies.
+Elsewhere, in bf16, and without a C compiler, it is PyTorch's.
+"""
+
+import ctypes
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from speechbrain_peer.nnet.kernels import load_kernels
 
 CLOSED = -1e4
 """Added to an input gate, it lets nothing in."""
@@ -60,18 +71,8 @@ class Lstm(nn.Module):
         torch.Tensor
             (outer, steps, inner, directions * hidden_channels).
         """
-        weight_ih, padding = self.weight_ih, None
-        if mask is not None and len(weight_ih) == 2:
-            # One more channel closes the input gate in the padding: the way back
-            # arrives at the last true step with the empty memory it began with.
-            padding = (1 - mask)[:, :, None, None].expand(*x.shape[:3], 1)
-            gates = weight_ih.new_zeros(4, 1)
-            gates[0] = CLOSED
-            column = gates.repeat_interleave(self.weight_hh.shape[-1], 0)
-            weight_ih = torch.cat((weight_ih, column.expand(2, -1, -1)), dim=-1)
-            x = torch.cat((x, padding.to(x)), dim=-1)
-        y, _ = self._run(x, weight_ih, self.init_state(x.shape[0], x.shape[2]))
-        return y
+        state = self.init_state(x.shape[0], x.shape[2])
+        return run_lstm(x, mask, state, *self._weights())[0]
 
     def init_state(self, outer, inner):
         """Memory of sequences that have not begun: two of (outer, inner, hidden)."""
@@ -98,30 +99,205 @@ class Lstm(nn.Module):
         """
         if not x.shape[1]:
             return x.new_zeros(*x.shape[:3], self.weight_hh.shape[-1]), state
-        return self._run(x, self.weight_ih, state)
+        return run_lstm(x, None, state, *self._weights())
 
-    def _run(self, x, weight_ih, state):
-        """PyTorch's, on (steps, sequences, channels)."""
-        outer, _, inner, _ = x.shape
-        directions = len(weight_ih)
-        sequences = x.transpose(0, 1).flatten(1, 2)
-        memory = [part.flatten(0, 1).expand(directions, -1, -1) for part in state]
-        no_bias = torch.zeros_like(self.bias)
-        parameters = [
-            parameter[direction]
-            for direction in range(directions)
-            for parameter in (weight_ih, self.weight_hh, self.bias, no_bias)
-        ]
-        y, *memory = torch.lstm(
-            sequences.contiguous(),
-            [part.to(sequences).contiguous() for part in memory],
-            parameters,
-            has_biases=True,
-            num_layers=1,
-            dropout=0.0,
-            train=self.training,
-            bidirectional=directions == 2,
-            batch_first=False,
+    def _weights(self):
+        return self.weight_ih, self.weight_hh, self.bias
+
+
+def run_lstm(x, mask, state, weight_ih, weight_hh, bias):
+    """An LSTM in one or both directions, as fast as there is.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (outer, steps, inner, inputs).
+    mask : torch.Tensor or None
+        1 for true steps, 0 for padding at the end, (outer, steps).
+    state : tuple of torch.Tensor
+        The memory before the first step, of both directions, two of
+        (outer, inner, hidden).
+    weight_ih : torch.Tensor
+        (directions, 4 * hidden, inputs).
+    weight_hh : torch.Tensor
+        (directions, 4 * hidden, hidden).
+    bias : torch.Tensor
+        (directions, 4 * hidden).
+
+    Returns
+    -------
+    y : torch.Tensor
+        (outer, steps, inner, directions * hidden); anything in the padding.
+    state : tuple of torch.Tensor
+        That of the first direction after the last step.
+    """
+    weights = (weight_ih, weight_hh, bias)
+    if _is_fast(x, weights):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
+            if not any(part.requires_grad for part in state):
+                y, *state = _FastLstm.apply(x, mask, *state, *weights)
+                return y, tuple(state)
+        else:
+            return _run(x, mask, state, *weights)[:2]
+    return plain_lstm(x, mask, state, *weights)
+
+
+def plain_lstm(x, mask, state, weight_ih, weight_hh, bias):
+    """`run_lstm` by way of PyTorch's."""
+    outer, _, inner, _ = x.shape
+    directions, gates = bias.shape
+    if mask is not None and directions == 2:
+        # One more channel closes the input gate in the padding: the way back arrives
+        # at the last true step with the empty memory that it began with.
+        padding = (1 - mask)[:, :, None, None].expand(*x.shape[:3], 1)
+        column = weight_ih.new_zeros(2, gates, 1)
+        column[:, : gates // 4] = CLOSED
+        weight_ih = torch.cat((weight_ih, column), dim=-1)
+        x = torch.cat((x, padding.to(x)), dim=-1)
+    no_bias = torch.zeros_like(bias)
+    parameters = [
+        parameter[direction]
+        for direction in range(directions)
+        for parameter in (weight_ih, weight_hh, bias, no_bias)
+    ]
+    sequences = x.transpose(0, 1).flatten(1, 2).contiguous()
+    memory = [
+        part.flatten(0, 1).expand(directions, -1, -1).to(sequences).contiguous()
+        for part in state
+    ]
+    y, *memory = torch.lstm(
+        sequences,
+        memory,
+        parameters,
+        has_biases=True,
+        num_layers=1,
+        dropout=0.0,
+        train=False,  # of dropout alone
+        bidirectional=directions == 2,
+        batch_first=False,
+    )
+    state = tuple(part[0].unflatten(0, (outer, inner)) for part in memory)
+    return y.unflatten(1, (outer, inner)).transpose(0, 1), state
+
+
+def _is_fast(x, weights):
+    """Whether the C kernels can be used."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *weights))
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and load_kernels("lstm", torch.float32) is not None
+    )
+
+
+class _Kernels:
+    """The C kernels on sequences, see lstm.c."""
+
+    class _Sequences(ctypes.Structure):
+        _fields_ = (
+            *((name, ctypes.c_void_p) for name in ("x", "mask")),
+            *((name, ctypes.c_int64) for name in ("outer", "steps", "inner")),
+            *((name, ctypes.c_int64) for name in ("inputs", "hidden", "directions")),
         )
-        state = tuple(part[0].unflatten(0, (outer, inner)) for part in memory)
-        return y.unflatten(1, (outer, inner)).transpose(0, 1), state
+
+    def __init__(self, x, mask, weight_hh):
+        self.library = load_kernels("lstm", torch.float32)
+        self.block, self.lanes, self.tile = (
+            ctypes.c_int64.in_dll(self.library, name).value
+            for name in ("chunk_rows", "lanes", "tile")
+        )
+        directions, _, hidden = weight_hh.shape
+        # Kept, as the structure holds their addresses only.
+        self.tensors = (x, mask)
+        mask = None if mask is None else mask.data_ptr()
+        sizes = (*x.shape, hidden, directions)
+        self.sequences = self._Sequences(x.data_ptr(), mask, *sizes)
+        self.filling = -hidden % self.lanes
+
+    def gates_first(self, weight_ih, weight_hh):
+        """(directions, 4, units, inputs + hidden)."""
+        weight = torch.cat((weight_ih, weight_hh), dim=-1).unflatten(1, (4, -1))
+        return F.pad(weight, (0, 0, 0, self.filling))
+
+    def to_gates(self, weight_ih, weight_hh, bias):
+        """Weights and biases as `run` has them."""
+        weight = self.gates_first(weight_ih, weight_hh)
+        weight = weight.unflatten(2, (-1, self.lanes)).permute(0, 2, 4, 1, 3)
+        bias = F.pad(bias.unflatten(1, (4, -1)), (0, self.filling))
+        bias = bias.unflatten(2, (-1, self.lanes)).transpose(1, 2)
+        return weight.contiguous(), bias.contiguous()
+
+    def to_z(self, weight_ih, weight_hh):
+        """Weights as `run_back` has them."""
+        weight = self.gates_first(weight_ih, weight_hh).flatten(1, 2)
+        weight = F.pad(weight, (0, -weight.shape[-1] % self.tile))
+        return weight.unflatten(2, (-1, self.tile)).transpose(1, 2).contiguous()
+
+    def __call__(self, name, *arguments):
+        """Calls one of them with addresses of tensors, which may be missing."""
+        arguments = (
+            ctypes.c_void_p(None if a is None else a.data_ptr())
+            if a is None or isinstance(a, torch.Tensor)
+            else ctypes.c_int64(a)
+            for a in arguments
+        )
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_int64
+        if not function(ctypes.byref(self.sequences), *arguments):
+            raise MemoryError("no memory for an LSTM")
+
+
+def _run(x, mask, state, weight_ih, weight_hh, bias, keep=False):
+    """`run_lstm` in C; also what the gradient needs."""
+    x = x.contiguous()
+    mask = None if mask is None else mask.float().contiguous()
+    kernels = _Kernels(x, mask, weight_hh)
+    outer, steps, inner, _ = x.shape
+    directions, _, hidden = weight_hh.shape
+    h, c = (part.flatten(0, 1).float().repeat(directions, 1, 1) for part in state)
+    y = x.new_empty(outer, steps, inner, directions * hidden)
+    rows, block, kept = outer * inner, kernels.block, None
+    if keep:
+        units = hidden + kernels.filling
+        kept = x.new_empty(directions, -(-rows // block), steps, block, 5 * units)
+    else:
+        # As many blocks as there are threads.
+        block = min(block, -(-rows * directions // torch.get_num_threads()))
+    packed = kernels.to_gates(weight_ih, weight_hh, bias)
+    kernels("run", *packed, h, c, y, kept, block)
+    # A copy, as a view would keep both directions.
+    state = tuple(part[0].clone().unflatten(0, (outer, inner)) for part in (h, c))
+    return y, state, kept
+
+
+class _FastLstm(torch.autograd.Function):
+    """`run_lstm` with its gradient, but for that of the state after the last step."""
+
+    @staticmethod
+    def forward(ctx, x, mask, h, c, weight_ih, weight_hh, bias):
+        weights = (weight_ih, weight_hh)
+        y, state, kept = _run(x, mask, (h, c), *weights, bias, keep=True)
+        ctx.save_for_backward(x, mask, *weights, y, kept)
+        ctx.mark_non_differentiable(*state)
+        return y, *state
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, *_):
+        x, mask, weight_ih, weight_hh, y, kept = ctx.saved_tensors
+        x, dy = x.contiguous(), dy.contiguous()
+        mask = None if mask is None else mask.float().contiguous()
+        kernels = _Kernels(x, mask, weight_hh)
+        weight = kernels.to_z(weight_ih, weight_hh)
+        directions, blocks = kept.shape[:2]
+        inputs, hidden = x.shape[-1], weight_hh.shape[-1]
+        units, width = hidden + kernels.filling, weight.shape[1] * kernels.tile
+        dx = x.new_empty(directions, *x.shape)
+        dweights = x.new_zeros(directions, blocks, 4, units, width)
+        dbiases = x.new_zeros(directions, blocks, 4, units)
+        kernels("run_back", weight, y, kept, dy, dx, dweights, dbiases)
+        dweight = dweights.sum(1)[:, :, :hidden].flatten(1, 2)
+        dbias = dbiases.sum(1)[:, :, :hidden].flatten(1)
+        of_ih, of_hh, _ = dweight.split((inputs, hidden, width - inputs - hidden), -1)
+        return dx.sum(0), None, None, None, of_ih, of_hh, dbias
