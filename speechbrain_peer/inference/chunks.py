@@ -135,26 +135,51 @@ def extract_chunks(modules, blocks, embedding, length, sample_rate, channels):
         yield from _go_on(modules, blocks, embedding, length, sample_rate, states)
 
 
-def _overlap(modules, blocks, embedding, length, sample_rate):
-    """`extract_chunks` with neighbours that are cross-faded."""
+def cross_fade(blocks, length, sample_rate, extract_from):
+    """Extracts from chunks that overlap, and fades from one to the next.
+
+    Arguments
+    ---------
+    blocks : iterable of np.ndarray
+        float32, (samples, channels), of any lengths.
+    length : int
+        Samples of the stream.
+    sample_rate : int
+        In Hz.
+    extract_from : callable
+        Makes the estimate of a chunk, (samples, any channels), of the chunk and of the
+        sample at which it begins.
+
+    Yields
+    ------
+    mixture : np.ndarray
+        The next samples of the stream, (samples, channels).
+    estimate : np.ndarray
+        Theirs.
+    """
     bounds = chunk_bounds(length, sample_rate)
     overlap = round(OVERLAP * sample_rate)
     weights = _fade_in(overlap, round(FADE * sample_rate))
     last = None
-    for chunk, (_, end) in zip(_shown(blocks, bounds), bounds, strict=True):
-        # One channel after the other: a chunk's memory is that of one.
-        estimate = np.concatenate(
-            [
-                _as_samples(extract(modules, waveform, embedding))
-                for waveform in _as_waveforms(chunk, embedding)
-            ],
-            axis=1,
-        )
+    for chunk, (start, end) in zip(_shown(blocks, bounds), bounds, strict=True):
+        estimate = extract_from(chunk, start)
         if last is not None:
             estimate[:overlap] = last + weights * (estimate[:overlap] - last)
         done = len(chunk) if end == length else len(chunk) - overlap
         yield chunk[:done], estimate[:done]
         last = estimate[done:]
+
+
+def _overlap(modules, blocks, embedding, length, sample_rate):
+    """`extract_chunks` with neighbours that are cross-faded."""
+
+    def extract_from(chunk, _):
+        # One channel after the other: a chunk's memory is that of one.
+        waveforms = _as_waveforms(chunk, embedding)
+        estimates = [_as_samples(extract(modules, x, embedding)) for x in waveforms]
+        return np.concatenate(estimates, axis=1)
+
+    return cross_fade(blocks, length, sample_rate, extract_from)
 
 
 def _go_on(modules, blocks, embedding, length, sample_rate, states):
@@ -235,32 +260,16 @@ def extract_recording(
 
     Returns
     -------
-    blocks : callable
-        Returns an iterator over the estimate from its start, (samples, channels), at
-        the recording's rate and of its length, if it was not interrupted.
-    estimate : Estimate
-        The same at the model's rate.
+    Estimate
+        At the model's rate; see `Estimate.blocks_of`.
     """
     rates = recording.sample_rate, sample_rate
     mixture = resample_blocks(recording.blocks(channels), *rates)
     length = resampled_length(recording.length, *rates)
     estimate = Estimate(file, channels, sample_rate, level)
     pieces = extract_chunks(modules, mixture, embedding, length, sample_rate, channels)
-    try:
-        for piece in pieces:
-            estimate.append(*piece)
-    except KeyboardInterrupt:
-        estimate.interrupted = keep_partial and estimate.samples > 0
-        if not estimate.interrupted:
-            raise
-
-    def blocks():
-        left = recording.length
-        for block in resample_blocks(estimate.blocks(), *rates[::-1]):
-            yield block[:left]
-            left = max(left - len(block), 0)
-
-    return blocks, estimate
+    estimate.fill(pieces, keep_partial)
+    return estimate
 
 
 class Estimate:
@@ -307,6 +316,24 @@ class Estimate:
         self.file.write(estimate.tobytes())
         self.samples += len(estimate)
 
+    def fill(self, pieces, keep_partial=False):
+        """Adds pieces, mixture and estimate, until they end.
+
+        Arguments
+        ---------
+        pieces : iterable of (np.ndarray, np.ndarray)
+            As `append` takes them.
+        keep_partial : bool
+            Whether they may end by Ctrl+C, if there is anything yet: `interrupted`.
+        """
+        try:
+            for piece in pieces:
+                self.append(*piece)
+        except KeyboardInterrupt:
+            self.interrupted = keep_partial and self.samples > 0
+            if not self.interrupted:
+                raise
+
     def scale(self):
         """What gives each channel its level, and its sign, (channels,)."""
         if self.level == "network":
@@ -322,6 +349,13 @@ class Estimate:
         row = scale.nbytes
         while data := self.file.read(BLOCK * row):
             yield np.frombuffer(data, np.float32).reshape(-1, len(scale)) * scale
+
+    def blocks_of(self, recording):
+        """Yields it as a recording has it: at that one's rate, of its length."""
+        rates, left = (self.sample_rate, recording.sample_rate), recording.length
+        for block in resample_blocks(self.blocks(), *rates):
+            yield block[:left]
+            left = max(left - len(block), 0)
 
     def loudest(self):
         """Its loudest piece, of its loudest channel: what a match score listens to.

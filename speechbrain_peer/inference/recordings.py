@@ -4,6 +4,7 @@ Audio passes through as blocks, arrays of shape (samples, channels), one after t
 other: a file of hours is never whole in memory.
 """
 
+import math
 import os
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -183,7 +184,7 @@ def resampled_length(length, from_rate, to_rate):
     >>> resampled_length(44101, from_rate=44100, to_rate=8000)
     8001
     """
-    return -(-length * to_rate // from_rate)
+    return int(-(-length * to_rate // from_rate))
 
 
 def resample_blocks(blocks, from_rate, to_rate):
@@ -201,8 +202,8 @@ def resample_blocks(blocks, from_rate, to_rate):
     ---------
     blocks : iterable of np.ndarray
         float32 or float64, (samples, channels), of any lengths.
-    from_rate : int
-        In Hz.
+    from_rate : int or float
+        In Hz; with a fraction where a clock is not exact.
     to_rate : int
         In Hz.
 
@@ -230,7 +231,9 @@ def resample_blocks(blocks, from_rate, to_rate):
         yield resampled
     if resampler is not None:
         # soxr rounds the length to the nearest: one more sample, if cut again, is up.
-        more = np.zeros_like(block, shape=(-(-from_rate // to_rate), block.shape[1]))
+        more = np.zeros_like(
+            block, shape=(math.ceil(from_rate / to_rate), block.shape[1])
+        )
         left = resampled_length(taken, from_rate, to_rate) - given
         yield resampler.resample_chunk(more, last=True)[:left]
 
