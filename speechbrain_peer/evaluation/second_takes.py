@@ -99,7 +99,7 @@ def score_takes(model, trial, mixtures):
     dict
         By the names of `ALONE` and, if the model can lend, `LENDING`.
     """
-    takes = torch.from_numpy(mixtures)
+    takes = torch.from_numpy(mixtures).to(model.device)
     embedding = model.encode_speaker(torch.from_numpy(trial.enrollment)[None])
     alone = model.extract_batch(takes, embeddings=repeat_voice(embedding, len(takes)))
     of_mean = model.extract_batch(takes.mean(0)[None], embeddings=embedding)
