@@ -272,7 +272,7 @@ def test_one_level_for_the_whole_file(model, tmp_path):
 
 
 def test_channels_are_mix_or_each(model, long_file):
-    with pytest.raises(ValueError, match="channels 'left': choose mix or each"):
+    with pytest.raises(ValueError, match="channels 'left': choose mix, each or peers"):
         model.extract_file(long_file, embeddings=EMBEDDING, channels="left")
 
 

@@ -59,6 +59,15 @@ def test_improvements_are_differences_to_the_mixture():
     assert scores["mixture_stoi"] < scores["stoi"] <= 1
 
 
+def test_a_mixture_need_not_be_scored():
+    target, interferer = voices()
+    signals = target + 0.1 * interferer, target, target + interferer, [interferer]
+    scores = score_item(*signals, RATE)
+    alone = score_item(*signals[:2], None, [interferer], RATE)
+    assert alone.keys() == {*metrics.METRICS, "wrong_speaker", "silent"}
+    assert alone == {name: scores[name] for name in alone}
+
+
 def test_wrong_speaker_is_closer_to_any_interferer():
     target, first = voices(seed=0)
     second, _ = voices(seed=1)

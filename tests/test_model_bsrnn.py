@@ -5,7 +5,6 @@ import torch
 from rows import HPARAMS, build_row
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.inference import streams
 from speechbrain_peer.models.bsrnn import MaskHead, Separator, SpeakerEncoder
 from speechbrain_peer.nnet.band_split import BandLinear, BandNorm, GridNorm
 from speechbrain_peer.nnet.lstm import Lstm
@@ -13,6 +12,7 @@ from speechbrain_peer.nnet.voice import Frames, features_of
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.packaging.onnx import export_onnx
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import (
     PeerLearning,
     embed,

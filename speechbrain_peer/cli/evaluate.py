@@ -4,6 +4,7 @@ from speechbrain_peer.cli.options import (
     add_device,
     add_manifest,
     add_trust,
+    existing_folder,
     folder_to_fill,
     load_interface,
 )
@@ -11,6 +12,7 @@ from speechbrain_peer.cli.options import (
 EXAMPLES = [
     "tse evaluate small-8k prepared/manifests/wav8k_min_first/test.json",
     "tse evaluate results/td_speakerbeam_pl/1234/model test.json --second-take",
+    "tse evaluate results/peers/1234/model test.json --microphones phones -o tables",
 ]
 
 
@@ -23,13 +25,22 @@ def add_arguments(parser):
         "-o",
         "--output",
         type=folder_to_fill,
-        help="folder for evaluation.md and evaluation.json (or second_takes.*)",
+        help="folder for evaluation.md and evaluation.json (or second_takes.*, or "
+        "microphones.*)",
     )
-    add(
+    instead = parser.add_mutually_exclusive_group().add_argument
+    instead(
         "--second-take",
         action="store_true",
         help="instead: what further mixtures of the same target are worth, averaged or "
         "lent (peer learning)",
+    )
+    instead(
+        "--microphones",
+        metavar="ROOMS",
+        type=existing_folder,
+        help="instead: what two to four microphones of a room are worth, in rooms of "
+        "`tse rooms`: alone, averaged, as a beamformer, lent",
     )
     add_device(add)
     add_trust(add)
@@ -37,17 +48,21 @@ def add_arguments(parser):
 
 def run(options):
     """Evaluates, prints the tables and writes them."""
-    from speechbrain_peer.evaluation import conditions, second_takes
+    from speechbrain_peer.evaluation import conditions, microphones, second_takes
     from speechbrain_peer.evaluation.tables import write_tables
     from speechbrain_peer.evaluation.trials import read_trials
 
-    kind = second_takes if options.second_take else conditions
-
     model = load_interface(options)
     trials = read_trials(options.manifest, options.data_root, model.hparams.sample_rate)
-    result = kind.evaluate(model, trials)
+    if options.microphones:
+        kind = microphones
+        result = kind.evaluate(model, trials, options.microphones)
+    else:
+        kind = second_takes if options.second_take else conditions
+        result = kind.evaluate(model, trials)
     text = kind.markdown(result)
     print(text)
     if options.output:
-        write_tables(options.output, kind.NAME, text, result)
+        items = result.pop("items") if options.microphones else None
+        write_tables(options.output, kind.NAME, text, result, items)
     return 0

@@ -21,6 +21,7 @@ EXAMPLES = [
     "tse extract meeting.wav -e anna.wav -o anna_only.flac --residual others.flac",
     "tse extract day1/ day2/ talk.m4a -e anna_1.wav anna_2.wav -o anna/",
     "tse extract - -e anna.wav -o anna_only.wav",
+    "tse extract phone1.wav phone2.wav --together -e anna.wav -o anna_only.wav",
     "tse extract meeting.wav -e anna.wav --save-voice anna.voice",
     "tse extract another.wav --voice anna.voice",
 ]
@@ -85,10 +86,22 @@ def add_arguments(parser):
         "file, or for several recordings a folder",
     )
     add(
+        "--keep-partial",
+        action="store_true",
+        help="after Ctrl+C, write what is done of the recording, which is its start",
+    )
+    add(
         "--channels",
-        choices=("mix", "each"),
+        choices=("mix", "each", "peers"),
         default="mix",
-        help="average the channels of a recording (default), or extract from each",
+        help="average the channels of a recording (default), extract from each, or "
+        "take each for a recording of its own, as with --together",
+    )
+    add(
+        "--together",
+        action="store_true",
+        help="the recordings are of one moment, such as those of several phones: they "
+        "lend to each other and give one output, on the time line of the first",
     )
     add_model_options(add)
 
@@ -97,6 +110,8 @@ def run(options):
     """Extracts from all that can be read."""
     from tqdm import tqdm
 
+    if options.together and options.channels == "each":
+        options.parser.error("--together gives one output: not with --channels each")
     enrollments = options.enrollment or [options.voice]
     jobs = plan(
         options.mixture,
@@ -104,6 +119,7 @@ def run(options):
         options.output,
         options.residual,
         options.save_voice,
+        options.together,
     )
     model = load_interface(options)
     if options.voice is None:
@@ -118,11 +134,14 @@ def run(options):
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                match, present = extract(model, voice, job, options.channels)
+                settings = options.channels, options.keep_partial
+                match, present, alignment = extract(model, voice, job, *settings)
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
                 tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
                 continue
+            for recording in alignment:
+                tqdm.write(printable(f"tse: {recording}"), file=sys.stderr)
             if match is not None and not told:
                 told = True
                 tqdm.write(MATCH_LEGEND, file=sys.stderr)
@@ -142,17 +161,19 @@ def run(options):
 
 
 class Job(NamedTuple):
-    """What is to be done with one recording."""
+    """What is to be done with one recording, or several of one moment."""
 
     mixture: Path | None
-    """The recording; None for standard input."""
+    """The recording, the first of several; None for standard input."""
     output: Path | None
     """The file to write; None for standard output."""
     residual: Path | None
     """The file for everybody else; None if it is not wanted."""
+    others: tuple = ()
+    """Recordings that lend to the first."""
 
 
-def plan(inputs, enrollments, output=None, residual=None, voice=None):
+def plan(inputs, enrollments, output=None, residual=None, voice=None, together=False):
     """Finds the recordings, and chooses the files to write for each.
 
     Arguments
@@ -167,6 +188,8 @@ def plan(inputs, enrollments, output=None, residual=None, voice=None):
         A file or a folder.
     voice : pathlib.Path, optional
         One more file to write.
+    together : bool
+        Whether the recordings are of one moment and give one output.
 
     Returns
     -------
@@ -180,13 +203,21 @@ def plan(inputs, enrollments, output=None, residual=None, voice=None):
     """
     folders = [Path(text).resolve() for text in inputs if os.path.isdir(text)]
     several = len(inputs) > 1 or bool(folders)
-    if several and PIPE in (*inputs, output, residual):
+    if several and PIPE in (*inputs, *(() if together else (output, residual))):
         raise DataError(f"{PIPE}: a pipe is for one recording alone; give files")
+    if together and folders:
+        raise DataError(
+            f"{folders[0]}: is a folder; --together takes the files of one moment"
+        )
+    others = tuple(map(Path, inputs[1:])) if together else ()
+    if together:
+        inputs, several = inputs[:1], False
     jobs = [
         Job(
             mixture,
             default if output is None else _place(output, name, several),
             None if residual is None else _place(residual, name, several),
+            others,
         )
         for mixture, name, default in _find(inputs)
     ]
@@ -194,7 +225,7 @@ def plan(inputs, enrollments, output=None, residual=None, voice=None):
     return jobs
 
 
-def extract(model, voice, job, channels):
+def extract(model, voice, job, channels, keep_partial=False):
     """Extracts from one recording.
 
     Arguments
@@ -206,7 +237,9 @@ def extract(model, voice, job, channels):
     job : Job
         Files to read and write.
     channels : str
-        `mix` or `each`.
+        `mix`, `each` or `peers`.
+    keep_partial : bool
+        Whether Ctrl+C leaves what is done in the files.
 
     Returns
     -------
@@ -215,20 +248,24 @@ def extract(model, voice, job, channels):
     present : float or None
         Share of the seconds in which the person speaks, in any channel; None from a
         model that does not tell.
+    alignment : list of speechbrain_peer.inference.together.Alignment
+        Of the other recordings.
     """
     from speechbrain_peer.inference.presence import present_share
 
     with _readable(job.mixture) as mixture, _writable(job.output) as output:
-        _, match, *presence = model.extract_file(
-            mixture,
+        _, match, *presence, alignment = model.extract_file(
+            [mixture, *job.others],
             embeddings=voice,
             output_path=output,
             residual_path=job.residual,
             channels=channels,
             return_match=True,
             return_presence=model.tells_presence,
+            return_alignment=True,
+            keep_partial=keep_partial,
         )
-    return match, present_share(*presence) if presence else None
+    return match, present_share(*presence) if presence else None, alignment
 
 
 def _find(inputs):
@@ -293,10 +330,10 @@ def _check_places(jobs, folders, enrollments, voice):
     """Refuses, before any work, files that could not be or must not be written."""
     from speechbrain_peer.inference.writing import check_output
 
-    mixtures = [job.mixture for job in jobs if job.mixture is not None]
+    mixtures = [path for job in jobs for path in (job.mixture, *job.others) if path]
     read = {_identity(path) for path in (*mixtures, *enrollments)} - {None}
     written = set()
-    outputs = [path for job in jobs for path in job[1:] if path is not None]
+    outputs = [path for job in jobs for path in (job.output, job.residual) if path]
     for path in outputs:
         check_output(path, [])
     for path in [*outputs, *([] if voice is None else [voice])]:

@@ -32,7 +32,7 @@ _PESQ_MAX_SECONDS = 60
 
 
 def score_item(estimate, target, mixture, interferers, sample_rate):
-    """Scores one extracted utterance and the mixture it was extracted from.
+    """Scores one extracted utterance and, if given, its mixture.
 
     Arguments
     ---------
@@ -40,7 +40,7 @@ def score_item(estimate, target, mixture, interferers, sample_rate):
         The extracted speech, already scaled, (time,).
     target : np.ndarray
         The clean speech of the wanted talker, (time,).
-    mixture : np.ndarray
+    mixture : np.ndarray or None
         What the model heard, (time,).
     interferers : sequence of np.ndarray
         The clean speech of the other talkers, each (time,).
@@ -51,9 +51,9 @@ def score_item(estimate, target, mixture, interferers, sample_rate):
     Returns
     -------
     dict
-        `si_sdr`, `sdr` (dB), `pesq`, `stoi` of the estimate; the same of the
-        mixture, named `mixture_si_sdr` and so on; the improvements `si_sdri`
-        and `sdri` (dB); and `wrong_speaker` and `silent`, as `judge` tells.
+        `si_sdr`, `sdr` (dB), `pesq`, `stoi` of the estimate, `wrong_speaker` and
+        `silent`, as `judge` tells; with a mixture, the same metrics of it, named
+        `mixture_si_sdr` and so on, and the improvements `si_sdri` and `sdri` (dB).
 
     Raises
     ------
@@ -70,22 +70,26 @@ def score_item(estimate, target, mixture, interferers, sample_rate):
     >>> round(scores["si_sdri"]), scores["wrong_speaker"]
     (20, False)
     """
-    signals = [np.asarray(x, float) for x in (target, estimate, mixture, *interferers)]
+    heard = [] if mixture is None else [mixture]
+    signals = [np.asarray(x, float) for x in (target, estimate, *interferers, *heard)]
     if signals[0].ndim != 1 or len({x.shape for x in signals}) > 1:
         shapes = ", ".join(str(x.shape) for x in signals)
         raise ValueError(
-            "Target, estimate, mixture and interferers must have one shape (time,), "
+            "Target, estimate, interferers and mixture must have one shape (time,), "
             f"not {shapes}. Cut padding off before scoring."
         )
-    target, estimate, mixture, *interferers = signals
+    target, estimate, *interferers = signals[: 2 + len(interferers)]
     scores = _quality(estimate, target, sample_rate)
-    before = _quality(mixture, target, sample_rate)
+    judged = judge(estimate, target, interferers)
+    if mixture is None:
+        return {**scores, **judged}
+    before = _quality(signals[-1], target, sample_rate)
     return {
         **scores,
         **{f"mixture_{name}": value for name, value in before.items()},
         "si_sdri": scores["si_sdr"] - before["si_sdr"],
         "sdri": scores["sdr"] - before["sdr"],
-        **judge(estimate, target, interferers),
+        **judged,
     }
 
 

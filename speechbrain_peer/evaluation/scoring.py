@@ -68,8 +68,8 @@ class ScoringPool:
             The extracted speech, (time,).
         target : np.ndarray
             The clean speech of the wanted talker, (time,).
-        mixture : np.ndarray
-            What the model heard, (time,).
+        mixture : np.ndarray or None
+            What the model heard, (time,); None if it is not to be scored.
         interferers : sequence of np.ndarray
             The clean speech of the other talkers, each (time,).
 

@@ -4,7 +4,6 @@ A take is another mixture of a trial's target with another interferer, as peers 
 training. Recordings of several microphones differ from it by delays and colours.
 """
 
-import math
 from functools import partial
 
 import numpy as np
@@ -13,10 +12,12 @@ from tqdm import tqdm
 
 from speechbrain_peer.data.peers import item_rng
 from speechbrain_peer.evaluation.metrics import si_sdr
+from speechbrain_peer.evaluation.trial_scores import mean_over_speakers
 from speechbrain_peer.evaluation.trials import TooFewSpeakers
 from speechbrain_peer.nnet.voice import repeat_voice
 from speechbrain_peer.peer_learning.exchange import extract_together, mean_of_others
 from speechbrain_peer.peer_learning.predictors import can_lend
+from speechbrain_peer.peer_learning.quality import extract_by_quality
 from speechbrain_peer.utils.signal import set_level
 
 NAME = "second_takes"  # of the files with the tables
@@ -35,6 +36,7 @@ LENDING = (
     "lent the mean of all",
     "lent the best (oracle)",
     "lent the others' mean, mean of estimates",
+    "lent by agreement and quality, one estimate",
 )
 
 
@@ -97,7 +99,7 @@ def score_takes(model, trial, mixtures):
     dict
         By the names of `ALONE` and, if the model can lend, `LENDING`.
     """
-    takes = torch.from_numpy(mixtures)
+    takes = torch.from_numpy(mixtures).to(model.device)
     embedding = model.encode_speaker(torch.from_numpy(trial.enrollment)[None])
     alone = model.extract_batch(takes, embeddings=repeat_voice(embedding, len(takes)))
     of_mean = model.extract_batch(takes.mean(0)[None], embeddings=embedding)
@@ -123,6 +125,7 @@ def score_takes(model, trial, mixtures):
         improvement(lent(lambda own: own.mean(0).expand_as(own))[0]),
         improvement(lent(lambda own: own[chosen].expand_as(own))[0]),
         improvement(others.mean(0)),
+        improvement(extract_by_quality(model.mods, takes, embedding)),
     ]
     return scores | dict(zip(LENDING, values, strict=True))
 
@@ -155,7 +158,7 @@ def evaluate(model, trials, seed=0):
             scores.append(score_takes(model, trial, mixtures))
             speakers.append(trial.speakers[0])
         takes[count] = {
-            way: _mean_over_speakers([score[way] for score in scores], speakers)
+            way: _summary([score[way] for score in scores], speakers)
             for way in scores[0]
         }
     return {"items": len(trials), "takes": takes, "left_out": left_out}
@@ -188,16 +191,6 @@ def _improvement(trial, mixture, estimate):
     return si_sdr(estimate, trial.target) - si_sdr(mixture, trial.target)
 
 
-def _mean_over_speakers(values, speakers):
-    """Mean over items; the standard error is that of the speakers' means."""
-    by_speaker = {}
-    for value, speaker in zip(values, speakers, strict=True):
-        # A silent estimate has no SI-SDR.
-        if not math.isnan(value):
-            by_speaker.setdefault(speaker, []).append(value)
-    means = [np.mean(of_one) for of_one in by_speaker.values()]
-    error = np.std(means, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    return {
-        "si_sdri": float(np.nanmean(values)),
-        "standard_error": float(error),
-    }
+def _summary(values, speakers):
+    mean, error = mean_over_speakers(values, speakers)
+    return {"si_sdri": mean, "standard_error": error}

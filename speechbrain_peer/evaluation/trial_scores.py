@@ -151,6 +151,38 @@ def error_rates(present, absent, threshold=0.5):
     }
 
 
+def mean_over_speakers(values, speakers):
+    """Mean over items, and its standard error over speakers.
+
+    Arguments
+    ---------
+    values : sequence of (float or bool)
+        Those that are NaN, as of a silent estimate, are left out.
+    speakers : sequence
+        Whose each is.
+
+    Returns
+    -------
+    mean : float
+        NaN if there are none.
+    error : float
+        That of the speakers' means; 0 of one speaker.
+
+    Example
+    -------
+    >>> mean_over_speakers([1.0, 2.0, 6.0, math.nan], ["ann", "ann", "bob", "bob"])
+    (3.0, 2.25)
+    """
+    by_speaker = {}
+    for value, speaker in zip(values, speakers, strict=True):
+        if not math.isnan(value):
+            by_speaker.setdefault(speaker, []).append(value)
+    means = [np.mean(of_one) for of_one in by_speaker.values()]
+    error = np.std(means, ddof=1) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    found = [value for of_one in by_speaker.values() for value in of_one]
+    return float(np.mean(found)) if found else math.nan, float(error)
+
+
 def mean_or_none(values):
     """Mean of the values that are not NaN; None, as in JSON, where there are none.
 

@@ -8,7 +8,6 @@ known at its end only; until then the estimate is kept in a file.
 """
 
 import math
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.inference import streams
 from speechbrain_peer.inference.match import PIECE, find_loudest
 from speechbrain_peer.inference.presence import Seconds, tell_presence
 from speechbrain_peer.inference.recordings import (
@@ -26,6 +24,7 @@ from speechbrain_peer.inference.recordings import (
     resampled_length,
 )
 from speechbrain_peer.nnet.voice import features_of
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import extract
 
 # In seconds. Longer chunks take more memory, and no better estimates come of it.
@@ -136,26 +135,51 @@ def extract_chunks(modules, blocks, embedding, length, sample_rate, channels):
         yield from _go_on(modules, blocks, embedding, length, sample_rate, states)
 
 
-def _overlap(modules, blocks, embedding, length, sample_rate):
-    """`extract_chunks` with neighbours that are cross-faded."""
+def cross_fade(blocks, length, sample_rate, extract_from):
+    """Extracts from chunks that overlap, and fades from one to the next.
+
+    Arguments
+    ---------
+    blocks : iterable of np.ndarray
+        float32, (samples, channels), of any lengths.
+    length : int
+        Samples of the stream.
+    sample_rate : int
+        In Hz.
+    extract_from : callable
+        Makes the estimate of a chunk, (samples, any channels), of the chunk and of the
+        sample at which it begins.
+
+    Yields
+    ------
+    mixture : np.ndarray
+        The next samples of the stream, (samples, channels).
+    estimate : np.ndarray
+        Theirs.
+    """
     bounds = chunk_bounds(length, sample_rate)
     overlap = round(OVERLAP * sample_rate)
     weights = _fade_in(overlap, round(FADE * sample_rate))
     last = None
-    for chunk, (_, end) in zip(_shown(blocks, bounds), bounds, strict=True):
-        # One channel after the other: a chunk's memory is that of one.
-        estimate = np.concatenate(
-            [
-                _as_samples(extract(modules, waveform, embedding))
-                for waveform in _as_waveforms(chunk, embedding)
-            ],
-            axis=1,
-        )
+    for chunk, (start, end) in zip(_shown(blocks, bounds), bounds, strict=True):
+        estimate = extract_from(chunk, start)
         if last is not None:
             estimate[:overlap] = last + weights * (estimate[:overlap] - last)
         done = len(chunk) if end == length else len(chunk) - overlap
         yield chunk[:done], estimate[:done]
         last = estimate[done:]
+
+
+def _overlap(modules, blocks, embedding, length, sample_rate):
+    """`extract_chunks` with neighbours that are cross-faded."""
+
+    def extract_from(chunk, _):
+        # One channel after the other: a chunk's memory is that of one.
+        waveforms = _as_waveforms(chunk, embedding)
+        estimates = [_as_samples(extract(modules, x, embedding)) for x in waveforms]
+        return np.concatenate(estimates, axis=1)
+
+    return cross_fade(blocks, length, sample_rate, extract_from)
 
 
 def _go_on(modules, blocks, embedding, length, sample_rate, states):
@@ -203,7 +227,14 @@ def _as_samples(estimate):
 
 @torch.no_grad()
 def extract_recording(
-    modules, recording, embedding, channels, sample_rate, file, level="mixture"
+    modules,
+    recording,
+    embedding,
+    channels,
+    sample_rate,
+    file,
+    level="mixture",
+    keep_partial=False,
 ):
     """Extracts one talker from a recording of any rate and length.
 
@@ -223,31 +254,22 @@ def extract_recording(
         Where to keep the estimate.
     level : str
         The model's; see `utils.signal.set_level`.
+    keep_partial : bool
+        Whether Ctrl+C ends it early with what is done, `estimate.interrupted`, if
+        there is anything yet.
 
     Returns
     -------
-    blocks : callable
-        Returns an iterator over the estimate from its start, (samples, channels), at
-        the recording's rate and of its length.
-    estimate : Estimate
-        The same at the model's rate.
+    Estimate
+        At the model's rate; see `Estimate.blocks_of`.
     """
     rates = recording.sample_rate, sample_rate
     mixture = resample_blocks(recording.blocks(channels), *rates)
     length = resampled_length(recording.length, *rates)
     estimate = Estimate(file, channels, sample_rate, level)
-    for pieces in extract_chunks(
-        modules, mixture, embedding, length, sample_rate, channels
-    ):
-        estimate.append(*pieces)
-
-    def blocks():
-        left = recording.length
-        for block in resample_blocks(estimate.blocks(), *rates[::-1]):
-            yield block[:left]
-            left = max(left - len(block), 0)
-
-    return blocks, estimate
+    pieces = extract_chunks(modules, mixture, embedding, length, sample_rate, channels)
+    estimate.fill(pieces, keep_partial)
+    return estimate
 
 
 class Estimate:
@@ -280,6 +302,7 @@ class Estimate:
 
     def __init__(self, file, channels, sample_rate, level="mixture"):
         self.file, self.sample_rate, self.level = file, sample_rate, level
+        self.samples, self.interrupted = 0, False
         self.energy, self.shared = np.zeros(channels), np.zeros(channels)
         self.seconds, self.mixture_seconds = Seconds(sample_rate), Seconds(sample_rate)
 
@@ -291,6 +314,25 @@ class Estimate:
         self.seconds.append(estimate)
         self.mixture_seconds.append(mixture)
         self.file.write(estimate.tobytes())
+        self.samples += len(estimate)
+
+    def fill(self, pieces, keep_partial=False):
+        """Adds pieces, mixture and estimate, until they end.
+
+        Arguments
+        ---------
+        pieces : iterable of (np.ndarray, np.ndarray)
+            As `append` takes them.
+        keep_partial : bool
+            Whether they may end by Ctrl+C, if there is anything yet: `interrupted`.
+        """
+        try:
+            for piece in pieces:
+                self.append(*piece)
+        except KeyboardInterrupt:
+            self.interrupted = keep_partial and self.samples > 0
+            if not self.interrupted:
+                raise
 
     def scale(self):
         """What gives each channel its level, and its sign, (channels,)."""
@@ -308,6 +350,13 @@ class Estimate:
         while data := self.file.read(BLOCK * row):
             yield np.frombuffer(data, np.float32).reshape(-1, len(scale)) * scale
 
+    def blocks_of(self, recording):
+        """Yields it as a recording has it: at that one's rate, of its length."""
+        rates, left = (self.sample_rate, recording.sample_rate), recording.length
+        for block in resample_blocks(self.blocks(), *rates):
+            yield block[:left]
+            left = max(left - len(block), 0)
+
     def loudest(self):
         """Its loudest piece, of its loudest channel: what a match score listens to.
 
@@ -316,11 +365,10 @@ class Estimate:
         np.ndarray
             float32, with its level, (time,).
         """
-        length = self.file.seek(0, os.SEEK_END) // self.scale().nbytes
         energies = self.seconds.energies() * np.square(self.scale(), dtype=np.float64)
         first, channel = find_loudest(torch.from_numpy(energies))
         start, end = first * self.sample_rate, (first + PIECE) * self.sample_rate
-        (piece,) = cut_chunks(self.blocks(), [(start, min(end, length))])
+        (piece,) = cut_chunks(self.blocks(), [(start, min(end, self.samples))])
         return piece[:, channel]
 
     def presence(self):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,14 +11,16 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.data_utils import split_path
 from speechbrain.utils.fetching import fetch
+from speechbrain.utils.logger import get_logger
 
-from speechbrain_peer.inference.chunks import extract_recording, file_beside
+from speechbrain_peer.inference.chunks import file_beside
 from speechbrain_peer.inference.inputs import (
     as_tensor,
     check_embeddings,
     check_enrollments,
     check_waveforms,
 )
+from speechbrain_peer.inference.live import Stream
 from speechbrain_peer.inference.match import listen
 from speechbrain_peer.inference.presence import second_energies, tell_presence
 from speechbrain_peer.inference.recordings import (
@@ -25,6 +28,11 @@ from speechbrain_peer.inference.recordings import (
     read_start,
     resample_blocks,
     subtract_blocks,
+)
+from speechbrain_peer.inference.together import (
+    extract_recordings,
+    heard,
+    open_all,
 )
 from speechbrain_peer.inference.voice_files import load_voice, save_voice
 from speechbrain_peer.inference.writing import (
@@ -48,6 +56,8 @@ from speechbrain_peer.peer_learning.exchange import embed, extract, extract_toge
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import set_level
+
+logger = get_logger(__name__)
 
 # Seconds that are used of an enrollment file: more takes memory and tells little.
 LONGEST_ENROLLMENT = 25.0
@@ -412,6 +422,38 @@ class TargetSpeechExtraction(Pretrained):
         estimates = set_level(estimates, flat, lens, self.level)
         return estimates.unflatten(0, (batch, n_recordings))
 
+    def stream(self, enrollments=None, voice=None, rate=None, block=None):
+        """Begins live extraction, from samples that come bit by bit.
+
+        Arguments
+        ---------
+        enrollments : torch.Tensor, optional
+            Speech of the talker at the model's sample rate, (1, time); or (rows, time),
+            of one for each row of what will be pushed.
+        voice : torch.Tensor or Frames, optional
+            In place of enrollments, from `encode_speaker` or `encode_speaker_files`.
+        rate : int, optional
+            Of the samples to come, in Hz; by default the model's.
+        block : int, optional
+            Samples of every push, as many of which then come out; by default a push
+            takes any number and gives what is complete.
+
+        Returns
+        -------
+        speechbrain_peer.inference.live.Stream
+
+        Raises
+        ------
+        ValueError
+            If the model looks ahead (one that is trained with `--causal True` does
+            not), or an argument cannot be used.
+        """
+        if (enrollments is None) == (voice is None):
+            raise ValueError("Give either enrollments or voice")
+        if voice is None:
+            voice = self.encode_speaker(enrollments)
+        return Stream(self, voice, rate, block)
+
     @property
     def tells_presence(self):
         """Whether the model tells where the talker speaks: it has `level: network`.
@@ -484,8 +526,10 @@ class TargetSpeechExtraction(Pretrained):
         channels="mix",
         return_match=False,
         return_presence=False,
+        return_alignment=False,
+        keep_partial=False,
     ):
-        """Extracts one talker from an audio file.
+        """Extracts one talker from an audio file, or from several of one moment.
 
         Files may have any rate and number of channels. They may last for hours: beyond
         12 s the network runs on chunks that overlap, and what is written to
@@ -494,8 +538,10 @@ class TargetSpeechExtraction(Pretrained):
 
         Arguments
         ---------
-        mixture_path : str, pathlib.Path or Recording
-            The mixture.
+        mixture_path : str, pathlib.Path, Recording or list of these
+            The mixture. Several recordings of one moment, such as those of several
+            phones, lend to each other and give one estimate, on the first one's time
+            line: see `inference.together`.
         enrollment_paths : str, pathlib.Path or list of these, optional
             Speech of the talker, of which the first 25 s are used; channels are
             averaged. Of several files vectors are averaged, frames joined.
@@ -508,11 +554,17 @@ class TargetSpeechExtraction(Pretrained):
             Where to write everybody else: the mixture minus the estimate.
         channels : str
             `mix`: the mixture's channels are averaged; `each`: the talker is extracted
-            from every channel.
+            from every channel; `peers`: every channel is a recording of its own, and
+            the estimate is of the first.
         return_match : bool
             Whether to return a match score as well, see `match_score`.
         return_presence : bool
             Whether to return the presence as well, see `tells_presence`.
+        return_alignment : bool
+            Whether to return as well where recordings lie in time.
+        keep_partial : bool
+            Whether, after Ctrl+C, to write what is done, a whole file of the start,
+            before `KeyboardInterrupt` goes on.
 
         Returns
         -------
@@ -525,30 +577,31 @@ class TargetSpeechExtraction(Pretrained):
         presence : torch.Tensor
             With `return_presence`: whether the talker speaks in each second, bool,
             (seconds,), or (channels, seconds) from each channel.
+        alignment : list of inference.together.Alignment
+            With `return_alignment`: of every recording but the first.
 
         Raises
         ------
         AudioError
             If a file cannot be read, or the output would replace an input.
+        DataError
+            If recordings have nothing in common.
         ValueError
             If something else is wrong, or the model tells no presence.
         """
         self._check_presence(return_presence)
         if (enrollment_paths is None) == (embeddings is None):
             raise ValueError("Give either enrollment_paths or embeddings")
-        if channels not in ("mix", "each"):
-            raise ValueError(f"channels '{channels}': choose mix or each")
+        mixtures = _as_list(mixture_path)
         enrollment_paths = _as_list(enrollment_paths)
-        opened = mixture_path if isinstance(mixture_path, Recording) else None
-        inputs = [opened.path if opened else mixture_path, *enrollment_paths]
+        inputs = [getattr(x, "path", x) for x in (*mixtures, *enrollment_paths)]
         outputs = [path for path in (output_path, residual_path) if path is not None]
         for path in outputs:
             check_output(path, inputs)
         with contextlib.ExitStack() as stack:
-            mixture = opened or stack.enter_context(
-                contextlib.closing(Recording.open(mixture_path))
-            )
-            n_channels = 1 if channels == "mix" else mixture.channels
+            recordings = open_all(mixtures, channels, stack)
+            mixture = recordings[0]
+            n_channels = mixture.channels if channels == "each" else 1
             encodings = {
                 path: choose_encoding(path, mixture, n_channels) for path in outputs
             }
@@ -561,13 +614,21 @@ class TargetSpeechExtraction(Pretrained):
             file = stack.enter_context(file)
             rate = self.hparams.sample_rate
             with self.inference_ctx:
-                blocks, estimate = extract_recording(
-                    self.mods, mixture, embeddings, n_channels, rate, file, self.level
+                estimate, alignment = extract_recordings(
+                    self.mods,
+                    recordings,
+                    embeddings,
+                    channels,
+                    rate,
+                    file,
+                    self.level,
+                    keep_partial and bool(outputs),
                 )
+            blocks = partial(estimate.blocks_of, mixture)
             if residual_path is not None:
                 write_blocks(
                     residual_path,
-                    lambda: subtract_blocks(mixture.blocks(n_channels), blocks()),
+                    lambda: subtract_blocks(heard(mixture, channels), blocks()),
                     encodings[residual_path],
                 )
             if output_path is not None:
@@ -575,13 +636,19 @@ class TargetSpeechExtraction(Pretrained):
                 result = output_path
             else:
                 result = torch.from_numpy(np.concatenate(list(blocks())).T)
-                result = result[0] if channels == "mix" else result
+                result = result if channels == "each" else result[0]
+            if estimate.interrupted:
+                seconds = estimate.samples / rate
+                logger.warning(f"{outputs[0]}: holds the first {seconds:.0f} s")
+                raise KeyboardInterrupt
             told = []
             if return_match:
                 told.append(self._match(estimate, embeddings))
             if return_presence:
                 presence = torch.from_numpy(estimate.presence().T)
-                told.append(presence[0] if channels == "mix" else presence)
+                told.append(presence if channels == "each" else presence[0])
+            if return_alignment:
+                told.append(alignment)
             return (result, *told) if told else result
 
     def _match(self, estimate, embeddings):
@@ -613,7 +680,8 @@ def _as_list(paths):
     """One path, several or None, as a list."""
     if paths is None:
         return []
-    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    one = isinstance(paths, (str, os.PathLike, Recording))
+    return [paths] if one else list(paths)
 
 
 def _fetch_audio(path, savedir):

@@ -4,6 +4,7 @@ Audio passes through as blocks, arrays of shape (samples, channels), one after t
 other: a file of hours is never whole in memory.
 """
 
+import math
 import os
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -139,7 +140,7 @@ def average_channels(blocks):
 
 
 def subtract_blocks(blocks, others):
-    """Subtracts a stream from another of the same length, cut in another way.
+    """Subtracts a stream from another, cut in another way; it ends with either.
 
     Arguments
     ---------
@@ -164,7 +165,11 @@ def subtract_blocks(blocks, others):
     for block in blocks:
         held = np.zeros_like(block[:0]) if held is None else held
         while len(held) < len(block):
-            held = np.concatenate((held, next(others)))
+            other = next(others, None)
+            if other is None:
+                yield block[: len(held)] - held
+                return
+            held = np.concatenate((held, other))
         yield block - held[: len(block)]
         held = held[len(block) :]
 
@@ -179,7 +184,7 @@ def resampled_length(length, from_rate, to_rate):
     >>> resampled_length(44101, from_rate=44100, to_rate=8000)
     8001
     """
-    return -(-length * to_rate // from_rate)
+    return int(-(-length * to_rate // from_rate))
 
 
 def resample_blocks(blocks, from_rate, to_rate):
@@ -197,8 +202,8 @@ def resample_blocks(blocks, from_rate, to_rate):
     ---------
     blocks : iterable of np.ndarray
         float32 or float64, (samples, channels), of any lengths.
-    from_rate : int
-        In Hz.
+    from_rate : int or float
+        In Hz; with a fraction where a clock is not exact.
     to_rate : int
         In Hz.
 
@@ -226,7 +231,9 @@ def resample_blocks(blocks, from_rate, to_rate):
         yield resampled
     if resampler is not None:
         # soxr rounds the length to the nearest: one more sample, if cut again, is up.
-        more = np.zeros_like(block, shape=(-(-from_rate // to_rate), block.shape[1]))
+        more = np.zeros_like(
+            block, shape=(math.ceil(from_rate / to_rate), block.shape[1])
+        )
         left = resampled_length(taken, from_rate, to_rate) - given
         yield resampler.resample_chunk(more, last=True)[:left]
 

@@ -374,11 +374,7 @@ def extract_together(
     ValueError
         If the model was trained without peers.
     """
-    if not can_lend(modules):
-        raise ValueError(
-            "The model was trained without peer learning: recordings cannot lend to "
-            "each other; extract from each alone, or train with an exchange"
-        )
+    check_lends(modules)
     peers = mixtures.shape[:2]
     branches = represent(modules, mixtures.flatten(0, 1), embeddings, mixture_lens)
     # With folded predictors e stands for p, of which it is a linear map.
@@ -386,3 +382,12 @@ def extract_together(
     lent = lend_from(own.unflatten(0, peers)).flatten(0, 1)
     estimates, _ = estimate(modules, branches, lent, mixtures.shape[-1])
     return estimates[:, 0].unflatten(0, peers)
+
+
+def check_lends(modules):
+    """Raises ValueError if a model was trained without peers."""
+    if not can_lend(modules):
+        raise ValueError(
+            "The model was trained without peer learning: recordings cannot lend to "
+            "each other; extract from each alone, or train with an exchange"
+        )
