@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from benchmark.bsrnn import compare_bsrnn
 from benchmark.limit import compare_to_limit
 from benchmark.loader import load_pairs, time_loader
 from benchmark.measure import precisions_on, set_up
@@ -97,6 +98,7 @@ def _measure(options, sizes, threads, with_memory, pairs):
     if pairs is not None:
         yield time_loader(pairs, sizes, training)
     yield time_extraction(*common)
+    yield from compare_bsrnn(*common)
 
 
 def main(arguments=None):

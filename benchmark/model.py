@@ -53,6 +53,7 @@ class TrainingStep:
 
     Arguments
     ---------
+    stages : torch.nn.ModuleDict
     exchange : str
         With `none` the mixtures are single ones, else pairs of peers.
     precision : str
@@ -65,10 +66,10 @@ class TrainingStep:
         Whether the stages are compiled, one by one as SpeechBrain's `--compile` does.
     """
 
-    def __init__(self, exchange, precision, device, sizes, compiled=False):
+    def __init__(self, stages, exchange, precision, device, sizes, compiled=False):
         self.precision, self.device = precision, device
         self.peer_learning = PeerLearning(exchange)
-        self.stages = build(sizes, exchange).to(device)
+        self.stages = stages.to(device)
         if compiled:
             for stage in self.stages.values():
                 stage.compile()
@@ -126,10 +127,12 @@ def time_training(sizes, repeats, device):
     columns = list(zip(precisions_on(device), table.columns, strict=True))
     cases = {}
     for row, (precision, column) in product(EXCHANGES, columns):
-        arguments = (EXCHANGES[row], precision, device, sizes)
-        cases[row, column] = TrainingStep(*arguments)
+        exchange = EXCHANGES[row]
+        arguments = (exchange, precision, device, sizes)
+        cases[row, column] = TrainingStep(build(sizes, exchange), *arguments)
         if device == "cuda":
-            compiled = TrainingStep(*arguments, compiled=True)
+            stages = build(sizes, exchange)
+            compiled = TrainingStep(stages, *arguments, compiled=True)
             cases[f"{row}, --compile", column] = compiled
     for cell, seconds in time_in_turns(cases, repeats, device, "training").items():
         table.add(*cell, [second / n_mixtures for second in seconds])

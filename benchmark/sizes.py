@@ -1,6 +1,6 @@
 """The sizes of the networks and signals that are measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,13 @@ class Sizes:
     """in a training step"""
     long_seconds: tuple = (10.0, 600.0)
     """of the mixtures to extract from"""
+    bsrnn: dict = field(
+        default_factory=lambda: {
+            "small": {},
+            "base": {"channels": 64, "n_blocks": 6},
+        }
+    )
+    """of BSRNN, by name: what its YAML says otherwise"""
 
     @property
     def samples(self):
@@ -46,4 +53,5 @@ QUICK = Sizes(
     seconds=0.5,
     n_mixtures=2,
     long_seconds=(1.0, 2.0),
+    bsrnn={"tiny": {"channels": 4, "n_blocks": 1}},
 )

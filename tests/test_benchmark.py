@@ -12,8 +12,9 @@ import torch
 from rows import HPARAMS
 
 from benchmark import parts, recordings
+from benchmark.bsrnn import build_bsrnn, build_plain
 from benchmark.measure import precisions_on
-from benchmark.model import TrainingStep
+from benchmark.model import TrainingStep, build
 from benchmark.report import Table
 from benchmark.separators import (
     OurSeparator,
@@ -23,6 +24,7 @@ from benchmark.separators import (
 from benchmark.sizes import QUICK
 from speechbrain_peer.nnet import conv_block
 from speechbrain_peer.packaging.public_checkpoints import speakerbeam_names
+from speechbrain_peer.peer_learning.exchange import embed, extract
 
 COMMAND = [sys.executable, "-m", "benchmark", "--quick"]
 SEPARATORS = {"Asteroid", "SpeechBrain", "ours"}
@@ -50,7 +52,9 @@ def test_command_measures_everything(prepared, tmp_path):
     assert sum(on_one) == len(on_one) // 2 + 1
     assert all(title.endswith(", 2 threads") for title in titles[sum(on_one) :])
     tables = [table["rows"] for table in report["tables"]][: sum(on_one)]
-    (separators, *limits), (training, loader, extraction) = tables[:-3], tables[-3:]
+    separators, *limits = tables[:-4]
+    training, loader, extraction, bsrnn = tables[-4:]
+    assert list(bsrnn)[:2] == ["plain PyTorch", "ours"]
     assert separators.keys() == {
         f"{name}, {precision}" for name in SEPARATORS for precision in precisions
     }
@@ -63,7 +67,8 @@ def test_command_measures_everything(prepared, tmp_path):
     assert list(loader)[len(precisions) :] == ["loader, 0 workers", "loader, 2 workers"]
     ours = separators["ours, fp32"]
     assert [len(cell["values"]) for cell in ours.values()][:2] == [2, 2]
-    for row in (ours, *training.values(), *extraction.values(), *loader.values()):
+    measured = (training, loader, extraction, bsrnn)
+    for row in (ours, *(row for table in measured for row in table.values())):
         assert all(cell["median"] > 0 for cell in row.values())
 
     markdown = (output / "benchmark.md").read_text(encoding="utf-8")
@@ -115,7 +120,8 @@ def test_compiled_steps_are_the_same_steps(monkeypatch):
     weights = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        step = TrainingStep("better", "fp32", "cpu", QUICK, compiled)
+        stages = build(QUICK, "better")
+        step = TrainingStep(stages, "better", "fp32", "cpu", QUICK, compiled)
         step()
         weights.append(step.stages.state_dict())
     for name, plain in weights[0].items():
@@ -169,3 +175,47 @@ def test_asteroid_and_ours_compute_the_same():
         expected = theirs(representation)
         outputs = ours(representation.mT.contiguous())
     torch.testing.assert_close(outputs.mT, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_plain_bsrnn_and_ours_compute_the_same():
+    torch.manual_seed(0)
+    (model,) = QUICK.bsrnn.values()
+    ours, plain = build_bsrnn(model), build_plain(model)
+    with torch.no_grad():
+        copy_bsrnn(ours["separator"], ours["mask_head"], plain)
+        mixtures, enrollments = torch.randn(2, 4001), torch.randn(2, 3000)
+        expected, estimates = (
+            extract(stages, mixtures, embed(stages, enrollments))
+            for stages in (ours, plain)
+        )
+    torch.testing.assert_close(estimates, expected, atol=1e-5, rtol=1e-4)
+
+
+def copy_bsrnn(separator, mask_head, plain):
+    """Copies our parameters into those of the plain version."""
+    for linears, sequences, position in (
+        (separator.split, plain["separator"].split, 1),
+        (mask_head.widen, plain["mask_head"].masks, 0),
+        (mask_head.mask, plain["mask_head"].masks, 2),
+    ):
+        weights = [weight for group in linears.weights for weight in group]
+        biases = [bias for group in linears.biases for bias in group]
+        for weight, bias, sequence in zip(weights, biases, sequences, strict=True):
+            layer = sequence[position]
+            layer.weight.copy_(weight.view_as(layer.weight))
+            layer.bias.copy_(bias)
+    plain = plain["separator"]
+    for index, block in enumerate(separator.blocks):
+        for theirs, lstm, linear in (
+            (plain.over_time[index], block.over_time, block.time_linear),
+            (plain.over_bands[index], block.over_bands, block.band_linear),
+        ):
+            theirs.linear.load_state_dict(linear.state_dict())
+            for way, suffix in enumerate(("", "_reverse")):
+                for name, tensor in (
+                    ("weight_ih", lstm.weight_ih),
+                    ("weight_hh", lstm.weight_hh),
+                    ("bias_ih", lstm.bias),
+                    ("bias_hh", torch.zeros_like(lstm.bias)),
+                ):
+                    getattr(theirs.lstm, f"{name}_l0{suffix}").copy_(tensor[way])

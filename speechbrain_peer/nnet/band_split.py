@@ -215,7 +215,8 @@ class GridNorm(nn.Module):
         rows = x.flatten(2)
         norm = LayerNorm(frame_mask, rows.shape[-1], past=past)
         mean, rstd = moments(rows, norm)
-        return ((rows - mean) * rstd).view(x.shape), norm.totals
+        # (rows - mean) * rstd, in one pass.
+        return torch.addcmul(-mean * rstd, rows, rstd).view(x.shape), norm.totals
 
 
 class GridBlock(nn.Module):

@@ -71,7 +71,7 @@ static inline vec power_of_two(vec x) {
 #ifdef __AVX512F__
   return (vec)_mm512_scalef_ps((__m512)series, (__m512)whole);
 #else
-  return (vec)((ivec)series + (n << 23)) + (x - x); /* NaN stays NaN */
+  return (vec)(((ivec)series + (n << 23)) | (x != x)); /* NaN stays NaN */
 #endif
 }
 
