@@ -15,6 +15,7 @@ from speechbrain_peer.data.rooms import RoomFolder
 from speechbrain_peer.evaluation.metrics import si_sdr
 from speechbrain_peer.evaluation.microphones import (
     BEST,
+    LENT,
     MEAN,
     MVDR,
     PEERS,
@@ -116,14 +117,14 @@ def test_the_command(rooms, prepared, tmp_path, capsys):
     ways = result["ways"]
     assert ways.keys() == {
         *(f"microphone {k} alone" for k in (1, 2, 3)),
-        *(BEST, MEAN, MVDR, PEERS),
+        *(BEST, MEAN, MVDR, LENT, PEERS),
     }
-    assert all(set(ways[way]) == {"2", "3"} for way in (BEST, MEAN, MVDR, PEERS))
+    assert all(set(ways[way]) == {"2", "3"} for way in (BEST, MEAN, MVDR, LENT, PEERS))
     first = ways["microphone 1 alone"]["1"]["si_sdri"][0]
     assert ways[BEST]["2"]["si_sdri"][0] >= first
     with open(out / "microphones.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * (3 + 2 * 4)
+    assert len(rows) == 3 * (3 + 2 * 5)
     text = (out / "microphones.md").read_text()
     assert text in capsys.readouterr().out
-    assert "| peer learning |  | " in text
+    assert f"| {PEERS} |  | " in text

@@ -17,8 +17,8 @@ from speechbrain_peer.data.rooms import RoomFolder, early, reverberate
 from speechbrain_peer.evaluation.metrics import si_sdr, why_no_pesq
 from speechbrain_peer.evaluation.scoring import ScoringPool
 from speechbrain_peer.evaluation.trial_scores import mean_over_speakers
-from speechbrain_peer.inference.alignment import shift
-from speechbrain_peer.inference.together import ChunksTogether
+from speechbrain_peer.inference.together import ChunksTogether, line_up
+from speechbrain_peer.peer_learning.exchange import extract_together
 from speechbrain_peer.peer_learning.predictors import can_lend
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.processes import available_cpus
@@ -31,7 +31,8 @@ WINDOW, HOP = 0.128, 0.032  # seconds, of MVDR; a room rings for longer than usu
 BEST = "best microphone alone (oracle)"
 MEAN = "mean of aligned estimates"
 MVDR = "Souden MVDR from the model's masks"
-PEERS = "peer learning"
+LENT = "first microphone, lent the others' mean"
+PEERS = "peer learning, by agreement and quality"
 
 TABLES = {
     "si_sdri": "SI-SDRi over the first microphone's mixture (dB)",
@@ -107,14 +108,16 @@ def extract_all_ways(model, mixtures, enrollment):
             model.mods, embedding, rate, [(-math.inf, math.inf)] * count
         )
         delays = lending.find_delays(alone[:count])
-        moved = [shift(x, -late) for x, late in zip(alone[:count], delays, strict=True)]
-        estimates[count, MEAN] = np.mean(moved, axis=0)
+        estimates[count, MEAN] = line_up(alone[:count], delays).mean(axis=0)
         estimates[count, MVDR] = beamform(chunk, alone[:count], rate)
         if can_lend(model.mods):
-            lent = torch.from_numpy(lending.lend(chunk.T, delays)).T
-            first = torch.from_numpy(chunk[:1])
-            estimates[count, PEERS] = set_level(lent, first, level=model.level)[0]
-    return alone, {key: np.asarray(x) for key, x in estimates.items()}
+            moved = torch.from_numpy(line_up(chunk, delays)).to(model.device)
+            lent = extract_together(model.mods, moved[:, None], embedding)[0]
+            by_quality = torch.from_numpy(lending.lend(chunk.T, delays).T).to(moved)
+            for way, estimate in ((LENT, lent.float()), (PEERS, by_quality)):
+                leveled = set_level(estimate, moved[:1], level=model.level)
+                estimates[count, way] = leveled[0].cpu().numpy()
+    return alone, estimates
 
 
 def beamform(mixtures, estimates, sample_rate):

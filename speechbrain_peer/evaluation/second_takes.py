@@ -17,6 +17,7 @@ from speechbrain_peer.evaluation.trials import TooFewSpeakers
 from speechbrain_peer.nnet.voice import repeat_voice
 from speechbrain_peer.peer_learning.exchange import extract_together, mean_of_others
 from speechbrain_peer.peer_learning.predictors import can_lend
+from speechbrain_peer.peer_learning.quality import extract_by_quality
 from speechbrain_peer.utils.signal import set_level
 
 NAME = "second_takes"  # of the files with the tables
@@ -35,6 +36,7 @@ LENDING = (
     "lent the mean of all",
     "lent the best (oracle)",
     "lent the others' mean, mean of estimates",
+    "lent by agreement and quality, one estimate",
 )
 
 
@@ -97,7 +99,7 @@ def score_takes(model, trial, mixtures):
     dict
         By the names of `ALONE` and, if the model can lend, `LENDING`.
     """
-    takes = torch.from_numpy(mixtures)
+    takes = torch.from_numpy(mixtures).to(model.device)
     embedding = model.encode_speaker(torch.from_numpy(trial.enrollment)[None])
     alone = model.extract_batch(takes, embeddings=repeat_voice(embedding, len(takes)))
     of_mean = model.extract_batch(takes.mean(0)[None], embeddings=embedding)
@@ -123,6 +125,7 @@ def score_takes(model, trial, mixtures):
         improvement(lent(lambda own: own.mean(0).expand_as(own))[0]),
         improvement(lent(lambda own: own[chosen].expand_as(own))[0]),
         improvement(others.mean(0)),
+        improvement(extract_by_quality(model.mods, takes, embedding)),
     ]
     return scores | dict(zip(LENDING, values, strict=True))
 

@@ -98,10 +98,9 @@ class ChunksTogether:
 
     def lend(self, chunk, delays, start=0):
         """The same, with delays that are known."""
-        moved = [shift(x, -late) for x, late in zip(chunk.T, delays, strict=True)]
         estimate = extract_by_quality(
             self.modules,
-            self._waveforms(np.stack(moved)),
+            self._waveforms(line_up(chunk.T, delays)),
             self.embedding,
             self._waveforms(self._present(start, len(chunk))),
         )
@@ -137,6 +136,11 @@ class ChunksTogether:
     def _waveforms(self, signals):
         device = features_of(self.embedding).device
         return torch.from_numpy(np.float32(signals)).to(device)
+
+
+def line_up(signals, delays):
+    """Takes delays, in samples, away from signals, (recordings, time)."""
+    return np.stack([shift(x, -late) for x, late in zip(signals, delays, strict=True)])
 
 
 def open_all(mixtures, channels, stack):

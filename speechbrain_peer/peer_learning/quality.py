@@ -15,7 +15,7 @@ from speechbrain_peer.peer_learning.exchange import check_lends, estimate, repre
 MARGIN = 2.0
 """By how much a recording has to be better than all others together to keep its own."""
 
-STRANGE, ALIKE = 0.2, 0.4
+STRANGE, ALIKE = 0.4, 0.5
 """Cosines of the estimates of two recordings between which they begin to lend."""
 
 
