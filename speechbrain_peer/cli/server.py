@@ -20,6 +20,7 @@ import contextlib
 import hmac
 import json
 import secrets
+import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from speechbrain_peer.utils.pcm import FORMATS, decode_pcm, encode_pcm, frame_si
 # Codes that WebSockets close with.
 DONE, UNUSABLE, REFUSED, FULL = 1000, 1007, 1008, 1013
 LONGEST_REASON = 120  # bytes
+CHUNK = 1 << 16  # bytes of a file that are sent at once
 
 
 class Limits(NamedTuple):
@@ -246,8 +248,8 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
     -------
     fastapi.FastAPI
     """
-    from fastapi import FastAPI, Request, Response, WebSocket
-    from fastapi.responses import JSONResponse
+    from fastapi import FastAPI, Request, WebSocket
+    from fastapi.responses import JSONResponse, StreamingResponse
     from starlette.middleware import Middleware
 
     guard = (
@@ -300,10 +302,8 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
         found = voices.get(voice)
         with places.take():
             async with _uploaded(request, limits) as path:
-                output = path.with_name("estimate.wav")
-                await run(_named, _extract_file, path, model, found, output, limits)
-                content = output.read_bytes()
-        return Response(content, media_type="audio/wav")
+                file = await run(_named, _extract_file, path, model, found, limits)
+        return StreamingResponse(_chunks(file), media_type="audio/wav")
 
     @app.websocket("/live")
     async def live(
@@ -433,8 +433,22 @@ def _named(function, path, *arguments):
         raise Refusal(400, UNUSABLE, told) from error
 
 
-def _extract_file(path, model, voice, output, limits):
+def _extract_file(path, model, voice, limits):
+    """The estimate in an anonymous file, gone when it is closed."""
+    output = path.with_name("estimate.wav")
     with contextlib.closing(Recording.open(path)) as recording:
         if recording.length > limits.seconds * recording.sample_rate:
             raise Refusal(413, REFUSED, f"files have up to {limits.seconds:g} s")
         model.extract_file(recording, embeddings=voice, output_path=output)
+    file = tempfile.TemporaryFile()
+    with open(output, "rb") as written:
+        shutil.copyfileobj(written, file)
+    file.seek(0)
+    return file
+
+
+def _chunks(file):
+    """Yields a file's bytes, and closes it."""
+    with file:
+        while chunk := file.read(CHUNK):
+            yield chunk
