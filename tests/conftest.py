@@ -14,6 +14,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before PyTorch is imported: tests run side by side, each on one core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from speechbrain.utils.importutils import LazyModule
+
+# Hypothesis asks all modules where they are, which would import SpeechBrain's lazy ones
+# with packages that are not there.
+LazyModule.__file__ = None
+
 # A script that tests start, not a module.
 collect_ignore = ["attacks/first_step.py"]
 
@@ -149,6 +155,19 @@ def make_set(prepared):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def causal_graphs(tmp_path_factory):
+    """A tiny causal model and its ONNX graphs; only to read."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    from tiny_model import export_causal
+
+    from speechbrain_peer.packaging.onnx import export_onnx
+
+    source = export_causal(tmp_path_factory.mktemp("causal") / "model", n_blocks=1)
+    return source, export_onnx(source, source.with_name("graphs"), int8=True)
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def test_recordings_that_cannot_be_measured_end_in_one_line(tmp_path, capsys):
 
 def test_compiled_steps_are_the_same_steps(monkeypatch):
     """`--device cuda` compiles; here the stages' graphs alone, each in one piece."""
-    monkeypatch.setattr(conv_block, "_fast_dtype", lambda x, parameters: None)
+    monkeypatch.setattr(conv_block, "fast_dtype", lambda x, parameters: None)
 
     def compile_(stage):
         graph = torch.compile(stage._call_impl, backend="eager", fullgraph=True)

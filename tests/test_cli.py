@@ -289,7 +289,9 @@ def test_export_to_onnx(model, tmp_path, capsys):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     assert main(["export", model, "--onnx", str(tmp_path / "graphs")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'graphs'}\n"
+    told = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [Path(path).parent for path, _ in told] == [tmp_path / "graphs"] * 2
+    assert all(size.endswith(" MB") for _, size in told)
     written = {path.name for path in (tmp_path / "graphs").iterdir()}
     assert written == {"speaker_encoder.onnx", "extractor.onnx"}
 

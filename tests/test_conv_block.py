@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_peer.nnet import conv_block as module
-from speechbrain_peer.nnet import kernels
+from speechbrain_peer.nnet import conv_stream, kernels
 from speechbrain_peer.nnet.conv_block import (
     BlockParameters,
     conv_block,
     new_block_state,
     plain_conv_block,
-    step_conv_block,
 )
+from speechbrain_peer.nnet.conv_stream import step_conv_block
 from speechbrain_peer.nnet.kernels import load_kernels
 
 CHANNELS, SKIP_CHANNELS, HIDDEN = 6, 5, 37  # no multiples of a vector's length
@@ -208,7 +208,8 @@ def in_steps(x, parameters, dilation, cuts, state=None):
 def one_path(request, monkeypatch):
     """Steps with the kernels or without."""
     if request.param == "plain":
-        monkeypatch.setattr(module, "_fast_dtype", lambda x, parameters: None)
+        for place in (module, conv_stream):
+            monkeypatch.setattr(place, "fast_dtype", lambda x, parameters: None)
     elif load_kernels("conv_block", torch.float32) is None:
         pytest.skip("no C compiler")
 
@@ -233,7 +234,7 @@ def test_both_paths_have_one_state(monkeypatch):
     (x, _), parameters = make_input((90,)), make_parameters()
     expected, fast_state = in_steps(x, parameters, 4, [40])
     start, state = in_steps(x[:, :40], parameters, 4, [])
-    monkeypatch.setattr(module, "_fast_dtype", lambda x, parameters: None)
+    monkeypatch.setattr(conv_stream, "fast_dtype", lambda x, parameters: None)
     rest, state = in_steps(x[:, 40:], parameters, 4, [3], state)
     assert error(torch.cat((start, rest), dim=1), expected) < 1e-5
     for plain, fast in zip(state, fast_state, strict=True):

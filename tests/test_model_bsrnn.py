@@ -4,13 +4,15 @@ import pytest
 import torch
 from rows import HPARAMS, build_row
 
-from speechbrain_peer.inference import streams
+from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.models.bsrnn import MaskHead, Separator, SpeakerEncoder
 from speechbrain_peer.nnet.band_split import BandLinear, BandNorm, GridNorm
 from speechbrain_peer.nnet.lstm import Lstm
-from speechbrain_peer.nnet.voice import Frames
+from speechbrain_peer.nnet.voice import Frames, features_of
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
+from speechbrain_peer.packaging.onnx import export_onnx
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import (
     PeerLearning,
     embed,
@@ -53,6 +55,20 @@ def own_folder(tmp_path, monkeypatch):
 def tiny(exchange="better", **overrides):
     """The modules of the recipe, tiny."""
     return build_row("bsrnn_pl", "results", exchange=exchange, **TINY | overrides)[0]
+
+
+def export_tiny(folder, modules, *replacements, **overrides):
+    """Exports the modules of `tiny`, as a run with these overrides does."""
+    text = (HPARAMS / "bsrnn_pl.yaml").read_text(encoding="utf-8")
+    for key, value in (TINY | overrides).items():
+        (line,) = (x for x in text.splitlines() if x.startswith(f"{key}:"))
+        text = text.replace(f"\n{line}\n", f"\n{key}: {value}\n")
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    run = folder / "hyperparams.yaml"
+    run.write_text(text, encoding="utf-8")
+    return export_model(run, modules, folder / "model")
 
 
 def count(module):
@@ -310,16 +326,8 @@ def test_folding_and_export_keep_what_is_extracted(tmp_path, kernel_size):
     torch.testing.assert_close(lent_folded, lent, rtol=0, atol=rounding)
     assert (lent[0] - before).abs().max() > 100 * rounding
 
-    run = tmp_path / "hyperparams.yaml"
-    text = (HPARAMS / "bsrnn_pl.yaml").read_text(encoding="utf-8")
-    for key, value in TINY.items():
-        lines = [line for line in text.splitlines() if line.startswith(f"{key}:")]
-        text = text.replace(f"\n{lines[0]}\n", f"\n{key}: {value}\n")
-    text = text.replace(
-        "in_channels: 4,", f"in_channels: 4, kernel_size: {kernel_size},"
-    )
-    run.write_text(text, encoding="utf-8")
-    loaded, _ = load_model(export_model(run, trained, tmp_path / "model"))
+    kernel = ("in_channels: 4,", f"in_channels: 4, kernel_size: {kernel_size},")
+    loaded, _ = load_model(export_tiny(tmp_path, trained, kernel))
     assert "predictor1" not in loaded
     torch.testing.assert_close(extract_from(loaded, *pair), after, rtol=0, atol=0)
 
@@ -328,13 +336,7 @@ def test_folding_and_export_keep_what_is_extracted(tmp_path, kernel_size):
 def test_peer_learning_starts_from_what_a_model_extracts(tmp_path, exchange):
     """A backbone that was trained alone, or with folded predictors."""
     trained = tiny(exchange)
-    run = tmp_path / "hyperparams.yaml"
-    text = (HPARAMS / "bsrnn_pl.yaml").read_text(encoding="utf-8")
-    for key, value in ({"exchange": exchange} | TINY).items():
-        lines = [line for line in text.splitlines() if line.startswith(f"{key}:")]
-        text = text.replace(f"\n{lines[0]}\n", f"\n{key}: {value}\n")
-    run.write_text(text, encoding="utf-8")
-    model = export_model(run, trained, tmp_path / "model")
+    model = export_tiny(tmp_path, trained, exchange=exchange)
     modules = tiny("better", seed=5)
     start_from(modules, model, 8000)
     pair = noise(2, 1001), noise(2, 1200, seed=1)
@@ -405,3 +407,35 @@ def test_streams_around_a_frame(length):
 
 def test_only_a_causal_one_extracts_from_streams():
     assert streams.init_state(tiny(), batch=1) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [{}, {"causal": True, "cue": "vector"}], ids=str)
+def test_onnx_graphs_extract_the_same(tmp_path, kind):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    import onnxruntime
+
+    kind = kind | {"n_blocks": 1}  # tracing takes its time for each
+    source = export_tiny(tmp_path, tiny(**kind), **kind)
+    # Compares with PyTorch, at several lengths.
+    graphs = export_onnx(source, tmp_path / "graphs")
+    model = TargetSpeechExtraction.from_hparams(source)
+    mixtures, enrollments = noise(2, 3001), noise(2, 1200, seed=1)
+    inputs = {"mixture": mixtures}
+    name = "embedding" if kind.get("cue") == "vector" else "frames"
+    inputs[name] = features_of(model.encode_speaker(enrollments))
+    session = onnxruntime.InferenceSession(graphs / "extractor.onnx")
+    (estimates,) = session.run(None, {k: v.numpy() for k, v in inputs.items()})
+    expected = model.extract_batch(mixtures, enrollments)
+    torch.testing.assert_close(torch.from_numpy(estimates), expected, rtol=0, atol=1e-4)
+
+
+def test_what_is_not_a_number_does_not_vanish():
+    lstm, x = Lstm(5, 7, both_ways=False), noise(2, 9, 3, 5)
+    x[1, 4, 2] = torch.nan
+    with torch.no_grad():
+        y = lstm(x)
+    assert y[1, 4:, 2].isnan().all()
+    y[1, 4:, 2] = 0
+    assert y.isfinite().all()

@@ -6,11 +6,11 @@ from rows import HPARAMS, build_row
 from torch.nn import functional as F
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.inference import streams
 from speechbrain_peer.nnet.voice import Frames
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.packaging.onnx import export_onnx
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import PeerLearning, embed, extract
 from speechbrain_peer.peer_learning.losses import PeerLoss
 from speechbrain_peer.peer_learning.predictors import fold_predictors

@@ -11,29 +11,30 @@ from tiny_model import SAMPLE_RATE, TRAINING_YAML
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.onnx import (
-    OPSET,
     Extractor,
     SpeakerNetwork,
     check_onnx,
     export_onnx,
 )
+from speechbrain_peer.packaging.onnx_graphs import OPSET
 
 SHORTEST = 800  # samples
 NAMES = ("speaker_encoder.onnx", "extractor.onnx")
+STREAM_NAMES = ("stream.onnx", "stream.int8.onnx")
 
 
 def noise(*shape, seed=0):
     return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def export_small(folder, causal=False, n_blocks=2, seed=7, level="mixture"):
+def export_small(folder, n_blocks=2, seed=7):
     """Exports the tiny model with fewer blocks, as tracing takes its time for each."""
     text = TRAINING_YAML
     for old, new in (
-        ("seed: 7\n", f"seed: {seed}\nlevel: {level}\n"),
+        ("seed: 7\n", f"seed: {seed}\n"),
         ("n_blocks: 3", f"n_blocks: {n_blocks}"),
         ("n_repeats: 2", "n_repeats: 1"),
-        ("adapted_block: 2", f"adapted_block: 0\n    causal: {causal}"),
+        ("adapted_block: 2", "adapted_block: 0"),
     ):
         assert old in text
         text = text.replace(old, new)
@@ -50,16 +51,11 @@ def need_extra():
 class Exported:
     """A model in PyTorch and in ONNX Runtime."""
 
-    def __init__(self, folder, causal):
-        need_extra()
+    def __init__(self, source, folder, level):
         import onnxruntime
 
-        self.level = "network" if causal else "mixture"
-        source = export_small(
-            folder / "model", causal, n_blocks=1 if causal else 2, level=self.level
-        )
+        self.folder, self.level = folder, level
         self.model = TargetSpeechExtraction.from_hparams(source)
-        self.folder = export_onnx(source, folder / "süße Graphen")
         self.sessions = [
             onnxruntime.InferenceSession(
                 str(self.folder / name), providers=["CPUExecutionProvider"]
@@ -81,9 +77,17 @@ class Exported:
         return torch.from_numpy(output)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["offline", "causal"])
+@pytest.fixture(scope="module", params=["offline", "causal"])
 def exported(request, tmp_path_factory):
-    return Exported(tmp_path_factory.mktemp("onnx"), request.param)
+    need_extra()
+    if request.param == "causal":
+        return Exported(*request.getfixturevalue("causal_graphs"), "network")
+    folder = tmp_path_factory.mktemp("onnx")
+    source, graphs = export_small(folder / "model"), folder / "süße Graphen"
+    graphs.mkdir()
+    for name in STREAM_NAMES:
+        (graphs / name).write_bytes(b"of another model")
+    return Exported(source, export_onnx(source, graphs), "mixture")
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -132,7 +136,9 @@ def test_graphs_say_how_to_use_them(exported):
         ]
         # Nobody learns where and from which lines of code it was made.
         assert b"speechbrain_peer" not in graph.SerializeToString()
-    assert {path.name for path in exported.folder.iterdir()} == set(NAMES)
+    written = {path.name for path in exported.folder.iterdir()}
+    causal = exported.level == "network"
+    assert written == {*NAMES, *(STREAM_NAMES if causal else ())}
 
 
 def test_graphs_of_another_model_are_refused(exported, tmp_path):

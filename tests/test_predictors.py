@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_model import TRAINING_YAML, build, export, write_run
 
-from speechbrain_peer.inference import streams
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import extract, extract_together
 from speechbrain_peer.peer_learning.predictors import (
     Predictor,

@@ -9,9 +9,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from tiny_model import TRAINING_YAML, build
 
-from speechbrain_peer.inference import streams
 from speechbrain_peer.models import dpccn, sepformer, spex_plus
 from speechbrain_peer.nnet.tcn import TemporalConvNet
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import extract
 from speechbrain_peer.peer_learning.predictors import (
     fold_predictors,
@@ -213,3 +213,15 @@ def test_what_looks_ahead_has_no_streams():
     assert TemporalConvNet(*sizes, n_blocks=2, n_repeats=1).init_state(1) is None
     for backbone in (dpccn, sepformer, spex_plus):
         assert not hasattr(backbone.Separator, "init_state")
+
+
+def test_steps_follow_parameters_that_change():
+    """What is prepared of them is kept, until they are other ones."""
+    modules, mixtures, embeddings = causal(), noise(1, 400), noise(1, 16)
+    block = modules["separator"].tcn.blocks[1]
+    in_pieces(modules, mixtures, embeddings, [100])
+    block.out_proj.weight.data = 2 * block.out_proj.weight.data
+    with torch.no_grad():
+        block.in_slope.fill_(0.9)
+    estimates = in_pieces(modules, mixtures, embeddings, [100])
+    assert_near(estimates, in_one(modules, mixtures, embeddings))

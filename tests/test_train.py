@@ -224,6 +224,14 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             "small_8k",
             {"mixing": "{speeds: [90, 110]}", "peers": "drawn", "n_peers": 3},
         ),
+        (
+            "bsrnn_pl",
+            {
+                "enrolling": "{seconds: [0.2, 1.0], own_estimates: 0.5}",
+                "mixtures": "drawn",
+                "peers": "drawn",
+            },
+        ),
     ],
 )
 def test_every_setting_trains(run, row, overrides):
@@ -280,6 +288,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
     settings = {"peers": "drawn", "exchange": "anyway", "num_workers": num_workers}
+    settings["enrolling"] = "{seconds: [0.2, 1.0], own_estimates: 0.5}"
     whole = run(experiment="whole", **settings)
 
     def interrupt(brain, batch, outputs, loss, should_step):
@@ -657,7 +666,7 @@ def train_in_one_of_two_processes(rank, folder, corpus):
     settings = tiny(row) | corpus | {"results_folder": folder, "ckpt_interval_steps": 1}
     options = [f"--{key}={value}" for key, value in settings.items()]
     options += ["--device=cpu", "--distributed_backend=gloo", "--noprogressbar"]
-    options += ["--ckpt_interval_minutes=0"]
+    options += ["--ckpt_interval_minutes=0", "--enrolling={own_estimates: 0.3}"]
     train = load_script()
     losses, items = [], []
 

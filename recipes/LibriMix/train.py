@@ -32,6 +32,7 @@ from speechbrain_peer.packaging.export import check_replaceable, export_model
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.brain import SafeBrain
 from speechbrain_peer.training.curves import append_epoch
+from speechbrain_peer.training.enrolling import enroll_with_estimates
 from speechbrain_peer.training.fine_tuning import start_from
 from speechbrain_peer.training.launch import init_ranks, locked, rank_and_ranks
 from speechbrain_peer.training.options import load_hparams, read_options
@@ -48,7 +49,15 @@ class PeerBrain(SafeBrain):
         """Runs both peers through the shared weights, or one mixture at evaluation."""
         batch = batch.to(self.device)
         mixtures, lens = batch.mixture_sig
-        embeddings = embed(self.modules, *batch.enrollment_sig)
+        enrollments = batch.enrollment_sig
+        if stage == sb.Stage.TRAIN and self.hparams.enrolling.own_estimates:
+            enrollments = enroll_with_estimates(
+                self.modules,
+                enrollments,
+                batch.enrollment_mixture_sig,
+                self.hparams.level,
+            )
+        embeddings = embed(self.modules, *enrollments)
         if stage != sb.Stage.TRAIN:
             return extract(self.modules, mixtures, embeddings, lens)
 
@@ -192,7 +201,8 @@ def make_datasets(hparams, prepared):
     rate = hparams["sample_rate"]
     manifest = prepared.manifests[hparams["train_subset"]]
     cut = (hparams["chunk_seconds"], rate, hparams["seed"])
-    branches = {key: hparams[key] for key in ("peers", "n_peers", "peer_interferer")}
+    names = "peers", "n_peers", "peer_interferer", "enrolling"
+    settings = {key: hparams[key] for key in names}
     if hparams["mixtures"] == "drawn":
         if hparams["mixing"].absent and hparams["level"] == "mixture":
             raise DataError("absent talkers teach nothing so: give --level network")
@@ -202,14 +212,14 @@ def make_datasets(hparams, prepared):
                 '--mixing "{noise_folder: FOLDER}"'
             )
         train, hparams["training_items"] = drawn_set(
-            manifest, *cut, hparams["mixing"], **branches
+            manifest, *cut, hparams["mixing"], **settings
         )
     else:
         train, hparams["training_items"] = training_set(
             manifest,
             prepared.data_root,
             *cut,
-            **branches,
+            **settings,
             listed_peers=prepared.peers,
         )
     rank, ranks = rank_and_ranks()

@@ -16,8 +16,10 @@ from speechbrain_peer.cli import (
     export,
     extract,
     info,
+    live,
     prepare,
     rooms,
+    serve,
 )
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.messages import (
@@ -28,6 +30,8 @@ from speechbrain_peer.utils.messages import (
 
 COMMANDS = {
     "extract": extract,
+    "live": live,
+    "serve": serve,
     "info": info,
     "demo": demo,
     "prepare": prepare,

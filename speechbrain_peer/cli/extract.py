@@ -86,6 +86,11 @@ def add_arguments(parser):
         "file, or for several recordings a folder",
     )
     add(
+        "--keep-partial",
+        action="store_true",
+        help="after Ctrl+C, write what is done of the recording, which is its start",
+    )
+    add(
         "--channels",
         choices=("mix", "each", "peers"),
         default="mix",
@@ -129,7 +134,8 @@ def run(options):
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                match, present, alignment = extract(model, voice, job, options.channels)
+                settings = options.channels, options.keep_partial
+                match, present, alignment = extract(model, voice, job, *settings)
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
                 tqdm.write(f"tse: error: {_reason(job, error)}", file=sys.stderr)
@@ -219,7 +225,7 @@ def plan(inputs, enrollments, output=None, residual=None, voice=None, together=F
     return jobs
 
 
-def extract(model, voice, job, channels):
+def extract(model, voice, job, channels, keep_partial=False):
     """Extracts from one recording.
 
     Arguments
@@ -232,6 +238,8 @@ def extract(model, voice, job, channels):
         Files to read and write.
     channels : str
         `mix`, `each` or `peers`.
+    keep_partial : bool
+        Whether Ctrl+C leaves what is done in the files.
 
     Returns
     -------
@@ -255,6 +263,7 @@ def extract(model, voice, job, channels):
             return_match=True,
             return_presence=model.tells_presence,
             return_alignment=True,
+            keep_partial=keep_partial,
         )
     return match, present_share(*presence) if presence else None, alignment
 

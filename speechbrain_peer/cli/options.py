@@ -5,6 +5,7 @@ not there, `OSError` tells, which argparse lets through, and the command ends wi
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from speechbrain_peer.data.layout import CHOICES
@@ -51,6 +52,27 @@ def whole_number(least, most=None):
         return number
 
     return convert
+
+
+def positive_number(text):
+    """The type of an option that is a number above zero.
+
+    Example
+    -------
+    >>> positive_number("2.5")
+    2.5
+    >>> positive_number("nan")
+    Traceback (most recent call last):
+        ...
+    argparse.ArgumentTypeError: 'nan' is not a number above zero
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return number
 
 
 def existing_file(text):

@@ -19,6 +19,8 @@ from speechbrain_peer.utils.files import DataError
 
 # What the items of a training set have beside their `id`.
 TRAINING_KEYS = ["mixture_sig", "target_sig", "enrollment_sig", "speaker", "coin"]
+# And where some are enrolled with the network's own estimates.
+OF_ESTIMATES = "enrollment_mixture_sig"
 
 
 def training_set(
@@ -31,6 +33,7 @@ def training_set(
     n_peers=2,
     peer_interferer="any",
     listed_peers=None,
+    enrolling=None,
 ):
     """Makes a training set of listed mixtures.
 
@@ -41,7 +44,7 @@ def training_set(
     data_root : str
         What `{data_root}` in the manifest stands for.
     chunk_seconds : float
-        Longest mixture and enrollment.
+        Longest mixture, and enrollment unless its length is drawn.
     sample_rate : int
         Hz.
     seed : int
@@ -55,12 +58,15 @@ def training_set(
         `any` or `same`, for drawn peers.
     listed_peers : str, Path or None
         The file of listed peers.
+    enrolling : Enrolling or None
+        How items are enrolled.
 
     Returns
     -------
     dataset : DynamicItemDataset
         Items with `id`, `mixture_sig` and `target_sig` (time, peers), `enrollment_sig`
-        (time,), `speaker` and `coin`.
+        (time,), `speaker` and `coin`; where some are enrolled with own estimates, also
+        `enrollment_mixture_sig` (time,).
     items : TrainingItems
         Its `set_epoch` starts an epoch.
 
@@ -78,7 +84,14 @@ def training_set(
     elif peers == "microphones":
         raise DataError("listed mixtures have one microphone: give --mixtures drawn")
     items = TrainingItems(
-        rows, chunk_samples, sample_rate, seed, branches, peer_interferer, listed
+        rows,
+        chunk_samples,
+        sample_rate,
+        seed,
+        branches,
+        peer_interferer,
+        listed,
+        enrolling,
     )
     return _dataset(rows, items), items
 
@@ -92,6 +105,7 @@ def drawn_set(
     peers="drawn",
     n_peers=2,
     peer_interferer="any",
+    enrolling=None,
 ):
     """Makes a training set of mixtures that are drawn anew in every epoch.
 
@@ -101,7 +115,7 @@ def drawn_set(
         A table of utterances that preparation has written, or {table: weight}. Beside
         each stands where its data is.
     chunk_seconds : float
-        Longest mixture and enrollment.
+        Longest mixture, and enrollment unless its length is drawn.
     sample_rate : int
         Hz.
     seed : int
@@ -114,6 +128,8 @@ def drawn_set(
         How many branches an item with peers has.
     peer_interferer : str
         `any` or `same`, for drawn peers.
+    enrolling : Enrolling or None
+        How items are enrolled.
 
     Returns
     -------
@@ -138,6 +154,7 @@ def drawn_set(
         branches_of(peers, n_peers),
         peers,
         peer_interferer,
+        enrolling,
     )
     items = DrawnItems(drawer, seed)
     count = mixing.items_per_epoch or max(1, sum(map(len, pool.tables)) // 2)
@@ -161,8 +178,10 @@ def branches_of(peers, n_peers):
 
 def _dataset(rows, items):
     dataset = DynamicItemDataset(rows)
-    dataset.add_dynamic_item(items.read, takes="id", provides=TRAINING_KEYS)
-    dataset.set_output_keys(["id", *TRAINING_KEYS])
+    provided = [*TRAINING_KEYS, OF_ESTIMATES]
+    dataset.add_dynamic_item(items.read, takes="id", provides=provided)
+    wanted = provided if items.enrolling.own_estimates else TRAINING_KEYS
+    dataset.set_output_keys(["id", *wanted])
     return dataset
 
 

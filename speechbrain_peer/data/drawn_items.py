@@ -42,7 +42,7 @@ class DrawnItems(EpochItems):
     """
 
     def __init__(self, drawer, seed):
-        super().__init__(seed)
+        super().__init__(seed, drawer.enrolling)
         self.drawer = drawer
         self.renderer = Renderer(drawer.surroundings, drawer.sample_rate)
         self.n_speakers = drawer.pool.n_speakers
@@ -66,6 +66,9 @@ class DrawnItems(EpochItems):
             Index of the enrolled speaker.
         coin : int
             Index of a random branch.
+        enrollment_mixture : torch.Tensor
+            (time,). What is to be extracted from it, with `enrollment`, enrolls the
+            item; where it is silent, `enrollment` does itself.
 
         Raises
         ------
@@ -78,13 +81,22 @@ class DrawnItems(EpochItems):
             name = f"{item_id} {attempt}" if attempt else item_id
             scene = self.drawer.draw(self.rng(name))
             try:
-                signals = self.renderer.render(scene)
+                mixtures, targets, enrollment = self.renderer.render(scene)
+                enrollment_mixture = np.zeros(1, dtype=np.float32)
+                rng = self.rng_of_estimate(name)
+                if rng is not None:
+                    around = self.drawer.draw_around(scene, rng)
+                    heard, _, enrollment = self.renderer.render(around)
+                    enrollment_mixture = heard[:, 0]
                 break
             except AudioError as error:
                 self._count(error)
                 attempt += 1
-        tensors = (torch.from_numpy(signal) for signal in signals)
-        return (*tensors, scene.speaker, scene.coin)
+        tensors = map(torch.from_numpy, (mixtures, targets, enrollment))
+        return (
+            *(*tensors, scene.speaker, scene.coin),
+            torch.from_numpy(enrollment_mixture),
+        )
 
     def _count(self, error):
         if str(error) in self.broken:

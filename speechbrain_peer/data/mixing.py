@@ -1,6 +1,6 @@
 """How training mixtures are drawn: the settings that a YAML gives."""
 
-from speechbrain_peer.utils.files import DataError
+from speechbrain_peer.data.settings import Settings
 
 BALANCES = ("utterances", "speakers")
 
@@ -70,49 +70,21 @@ class Mixing:
         reverberant=1.0,
         target_sound="early",
     ):
-        self.n_interferers = _list_of_whole("n_interferers", n_interferers, 1, 5)
-        self.speeds = _list_of_whole("speeds", speeds, 50, 200)
+        settings = Settings("mixing")
+        self.n_interferers = settings.whole_numbers(
+            "n_interferers", n_interferers, 1, 5
+        )
+        self.speeds = settings.whole_numbers("speeds", speeds, 50, 200)
         self.items_per_epoch = items_per_epoch
         if items_per_epoch is not None:
-            _list_of_whole("items_per_epoch", [items_per_epoch], 1, 10**9)
-        self.loudness = _range("loudness", loudness, -80, 0)
-        self.overlap = _range("overlap", overlap, 0, 1)
-        self.snr = _range("snr", snr, -40, 80)
-        self.balance = _one_of("balance", balance, BALANCES)
-        self.target_sound = _one_of("target_sound", target_sound, ("early", "direct"))
-        self.absent = _number("absent", absent, 0, 1)
-        self.reverberant = _number("reverberant", reverberant, 0, 1)
-        self.noise_folder, self.rooms_folder = noise_folder, rooms_folder
-
-
-def _number(name, value, least, most):
-    # A bool is an int, too.
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"mixing: {name} is {value!r}, not a number")
-    if not least <= value <= most:
-        raise DataError(f"mixing: {name} is {value}, not from {least} to {most}")
-    return value
-
-
-def _list_of_whole(name, values, least, most):
-    values = list(values) if isinstance(values, list | tuple) else []
-    if not values or not all(type(value) is int for value in values):
-        raise DataError(f"mixing: {name} is not a list of whole numbers, such as [1]")
-    return [_number(name, value, least, most) for value in values]
-
-
-def _range(name, values, least, most):
-    if not isinstance(values, list | tuple) or len(values) != 2:
-        raise DataError(
-            f"mixing: {name} is {values!r}, not a range, such as [{least}, {most}]"
+            settings.whole_numbers("items_per_epoch", [items_per_epoch], 1, 10**9)
+        self.loudness = settings.spread("loudness", loudness, -80, 0)
+        self.overlap = settings.spread("overlap", overlap, 0, 1)
+        self.snr = settings.spread("snr", snr, -40, 80)
+        self.balance = settings.one_of("balance", balance, BALANCES)
+        self.target_sound = settings.one_of(
+            "target_sound", target_sound, ("early", "direct")
         )
-    low, high = (_number(name, value, least, most) for value in values)
-    if low > high:
-        raise DataError(f"mixing: {name} is a range whose end {high} is before {low}")
-    return low, high
-
-
-def _one_of(name, value, choices):
-    if value not in choices:
-        raise DataError(f"mixing: {name} is {value!r}, not {' or '.join(choices)}")
-    return value
+        self.absent = settings.number("absent", absent, 0, 1)
+        self.reverberant = settings.number("reverberant", reverberant, 0, 1)
+        self.noise_folder, self.rooms_folder = noise_folder, rooms_folder

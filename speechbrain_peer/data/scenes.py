@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechbrain_peer.data.enrolling import Enrolling
 from speechbrain_peer.data.speech_table import SpeechTable, Utterance
 from speechbrain_peer.data.surroundings import Noise, Place, Surroundings
 from speechbrain_peer.utils.files import DataError
@@ -173,7 +174,7 @@ class SceneDrawer:
     mixing : Mixing
         The settings.
     chunk_samples : int
-        Longest scene and enrollment.
+        Longest scene, and enrollment unless its length is drawn.
     sample_rate : int
         Of the scenes, in Hz.
     branches : int
@@ -183,6 +184,8 @@ class SceneDrawer:
         scene, heard by as many microphones of a room.
     peer_interferer : str
         `any`: other speakers in every branch; `same`: other utterances of the same.
+    enrolling : Enrolling or None
+        How scenes are enrolled.
 
     Raises
     ------
@@ -199,8 +202,10 @@ class SceneDrawer:
         branches=1,
         peers="drawn",
         peer_interferer="any",
+        enrolling=None,
     ):
         self.pool, self.mixing = pool, mixing
+        self.enrolling = enrolling or Enrolling()
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
         self.branches, self.peer_interferer = branches, peer_interferer
         self.microphones = peers == "microphones"
@@ -257,7 +262,7 @@ class SceneDrawer:
         absent = bool(rng.random() < mixing.absent)
         if absent:
             ((enrollment, speaker),) = self.pool.draw_others(1, present, rng)
-        enrollment = self._cut(enrollment, self.chunk_samples, speed, rng)
+        enrollment = self._cut_enrollment(enrollment, speed, rng)
         # What is drawn from here on depends on the number of branches.
         while len(interferers) < self.branches and not self.microphones:
             if self.peer_interferer == "any":
@@ -282,6 +287,54 @@ class SceneDrawer:
                 self.branches,
             ),
         )
+
+    def draw_around(self, scene, rng):
+        """Draws a mixture that a scene's enrollment is the target of.
+
+        What the network extracts from it can enroll the scene.
+
+        Arguments
+        ---------
+        scene : Scene
+            From `draw`.
+        rng : np.random.Generator
+            See `peers.item_rng`.
+
+        Returns
+        -------
+        Scene
+            With one branch, in which all talk from beginning to end; its enrollment is
+            another utterance of the same person, if there is one.
+        """
+        target, speaker = scene.enrollment, scene.speaker
+        others = self.pool.draw_others(
+            int(rng.choice(self.mixing.n_interferers)), {speaker}, rng
+        )
+        interferers = tuple(
+            self._cut(other, target.samples, int(rng.choice(self.mixing.speeds)), rng)
+            for other, _ in others
+        )
+        enrollment = self._cut_enrollment(
+            self.pool.draw_again(target.utterance, speaker, rng), target.speed, rng
+        )
+        return Scene(
+            target.samples,
+            target,
+            (interferers,),
+            absent=False,
+            enrollment=enrollment,
+            speaker=speaker,
+            coin=0,
+            **self.surroundings.draw(
+                target.samples, 1 + len(interferers), enrollment.samples, rng
+            ),
+        )
+
+    def _cut_enrollment(self, utterance, speed, rng):
+        def cut(samples, rng):
+            return self._cut(utterance, samples, speed, rng)
+
+        return self.enrolling.cut(cut, self.chunk_samples, self.sample_rate, rng)
 
     def _cut(self, utterance, samples, speed, rng):
         """A piece of an utterance, of at most so many samples, as loud as drawn."""

@@ -5,6 +5,7 @@ Mixtures, target and a random enrollment.
 
 import torch
 
+from speechbrain_peer.data.enrolling import Enrolling
 from speechbrain_peer.data.peers import SourcePool, item_rng
 from speechbrain_peer.utils.audio import read_audio
 
@@ -16,10 +17,12 @@ class EpochItems:
     ---------
     seed : int
         Seeds all draws of items.
+    enrolling : Enrolling or None
+        How items are enrolled.
     """
 
-    def __init__(self, seed):
-        self.seed = seed
+    def __init__(self, seed, enrolling=None):
+        self.seed, self.enrolling = seed, enrolling or Enrolling()
         # In shared memory, so that running loader workers learn the epoch too.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -35,6 +38,14 @@ class EpochItems:
         """The generator of an item in this epoch."""
         return item_rng(self.seed, int(self.epoch), name)
 
+    def rng_of_estimate(self, name):
+        """The generator of the mixture that an item's enrollment is extracted from.
+
+        None where the enrollment is a recording.
+        """
+        rng = self.rng(f"{name} own estimate")
+        return rng if rng.random() < self.enrolling.own_estimates else None
+
 
 class TrainingItems(EpochItems):
     """Draws and reads training items; every draw is a function of (seed, epoch, item).
@@ -44,7 +55,8 @@ class TrainingItems(EpochItems):
     rows : dict
         The manifest of the training subset.
     chunk_samples : int
-        Longest mixture and enrollment; what is shorter stays shorter.
+        Longest mixture, and enrollment unless its length is drawn; what is shorter
+        stays shorter.
     sample_rate : int
         Hz.
     seed : int
@@ -56,6 +68,8 @@ class TrainingItems(EpochItems):
     listed_peers : dict or None
         For each item the interferers of each further peer; None draws them anew in
         every epoch.
+    enrolling : Enrolling or None
+        How items are enrolled.
     """
 
     def __init__(
@@ -67,13 +81,19 @@ class TrainingItems(EpochItems):
         n_peers=1,
         peer_interferer="any",
         listed_peers=None,
+        enrolling=None,
     ):
-        super().__init__(seed)
+        super().__init__(seed, enrolling)
         self.rows = rows
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
         self.n_peers = n_peers
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
         self.pool = SourcePool(rows)
+        self.mixtures = {
+            source["path"]: row["mixture"]
+            for row in rows.values()
+            for source in (row["target"], *row["interferers"])
+        }
         speakers = sorted({row["target"]["speaker"] for row in rows.values()})
         self.speaker_indices = {name: index for index, name in enumerate(speakers)}
         self.n_speakers = len(speakers)
@@ -96,25 +116,52 @@ class TrainingItems(EpochItems):
             Index of the target speaker among the sorted names of all.
         coin : int
             Index of a random peer, which lends with `exchange: anyway`.
+        enrollment_mixture : torch.Tensor
+            (time,). What is to be extracted from it, with `enrollment`, enrolls the
+            item; where it is silent, `enrollment` does itself.
         """
         row = self.rows[item_id]
         rng = self.rng(item_id)
         # Where the target talks, which in LibriMix's mode max is not everywhere.
-        start = self._draw_start(row["target"], rng)
+        start = self._draw_start(row["target"], self.chunk_samples, rng)
         mixture = self._read(row["mixture"], start, self.chunk_samples)
         target = self._read(row["target"]["path"], start, self.chunk_samples)
         shared = target
         if "noise" in row:
             shared = target + self._read(row["noise"], start, self.chunk_samples)
-        source = self.pool.draw_enrollment(row, rng)
-        enrollment = self._read_speech(source, self._draw_start(source, rng))
+        enrolled = self._draw_enrollment(row["target"], rng)
         coin = int(rng.integers(self.n_peers))
         mixtures = [mixture]
         for interferers in self._draw_peers(item_id, rng):
             mixtures.append(self._mix(shared, interferers, start, rng))
         targets = target[:, None].expand(-1, self.n_peers)
         speaker = self.speaker_indices[row["target"]["speaker"]]
-        return torch.stack(mixtures, dim=-1), targets, enrollment, speaker, coin
+        enrollment, enrollment_mixture = self._enroll(item_id, *enrolled)
+        return (
+            *(torch.stack(mixtures, dim=-1), targets, enrollment, speaker, coin),
+            enrollment_mixture,
+        )
+
+    def _draw_enrollment(self, target, rng):
+        """Another utterance of the target's speaker, and where it is cut."""
+        source = self.pool.draw_enrollment({"target": target}, rng)
+
+        def cut(samples, rng):
+            start = self._draw_start(source, samples, rng)
+            return start, min(samples, source["length"] - start)
+
+        piece = self.enrolling.cut(cut, self.chunk_samples, self.sample_rate, rng)
+        return source, *piece
+
+    def _enroll(self, item_id, source, start, length):
+        """The enrollment, and the mixture that it is extracted from, if any."""
+        rng = self.rng_of_estimate(item_id)
+        if rng is None:
+            return self._read(source["path"], start, length), torch.zeros(1)
+        # That which lists the source: both have one time axis.
+        mixture = self._read(self.mixtures[source["path"]], start, length)
+        other, *piece = self._draw_enrollment(source, rng)
+        return self._read(other["path"], *piece), mixture
 
     def _draw_peers(self, item_id, rng):
         """The interferers of each further peer."""
@@ -129,7 +176,10 @@ class TrainingItems(EpochItems):
         """A peer, of what all peers share (target and noise) and interferers."""
         mixture = shared.clone()
         if self.listed_peers is None:
-            starts = [self._draw_start(interferer, rng) for interferer in interferers]
+            starts = [
+                self._draw_start(interferer, self.chunk_samples, rng)
+                for interferer in interferers
+            ]
         else:
             # A listed mixture lines its sources up; where an interferer has ended by
             # then, its own end is taken.
@@ -140,8 +190,8 @@ class TrainingItems(EpochItems):
             mixture[: len(speech)] += speech
         return mixture
 
-    def _draw_start(self, source, rng):
-        return int(rng.integers(max(0, source["length"] - self.chunk_samples) + 1))
+    def _draw_start(self, source, samples, rng):
+        return int(rng.integers(max(0, source["length"] - samples) + 1))
 
     def _read_speech(self, source, start):
         """A chunk of a source, without the padding after its speech."""

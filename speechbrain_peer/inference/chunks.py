@@ -8,7 +8,6 @@ known at its end only; until then the estimate is kept in a file.
 """
 
 import math
-import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speechbrain_peer.inference import streams
 from speechbrain_peer.inference.match import PIECE, find_loudest
 from speechbrain_peer.inference.presence import Seconds, tell_presence
 from speechbrain_peer.inference.recordings import (
@@ -26,6 +24,7 @@ from speechbrain_peer.inference.recordings import (
     resampled_length,
 )
 from speechbrain_peer.nnet.voice import features_of
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import extract
 
 # In seconds. Longer chunks take more memory, and no better estimates come of it.
@@ -228,7 +227,14 @@ def _as_samples(estimate):
 
 @torch.no_grad()
 def extract_recording(
-    modules, recording, embedding, channels, sample_rate, file, level="mixture"
+    modules,
+    recording,
+    embedding,
+    channels,
+    sample_rate,
+    file,
+    level="mixture",
+    keep_partial=False,
 ):
     """Extracts one talker from a recording of any rate and length.
 
@@ -248,6 +254,9 @@ def extract_recording(
         Where to keep the estimate.
     level : str
         The model's; see `utils.signal.set_level`.
+    keep_partial : bool
+        Whether Ctrl+C ends it early with what is done, `estimate.interrupted`, if
+        there is anything yet.
 
     Returns
     -------
@@ -258,10 +267,8 @@ def extract_recording(
     mixture = resample_blocks(recording.blocks(channels), *rates)
     length = resampled_length(recording.length, *rates)
     estimate = Estimate(file, channels, sample_rate, level)
-    for pieces in extract_chunks(
-        modules, mixture, embedding, length, sample_rate, channels
-    ):
-        estimate.append(*pieces)
+    pieces = extract_chunks(modules, mixture, embedding, length, sample_rate, channels)
+    estimate.fill(pieces, keep_partial)
     return estimate
 
 
@@ -295,6 +302,7 @@ class Estimate:
 
     def __init__(self, file, channels, sample_rate, level="mixture"):
         self.file, self.sample_rate, self.level = file, sample_rate, level
+        self.samples, self.interrupted = 0, False
         self.energy, self.shared = np.zeros(channels), np.zeros(channels)
         self.seconds, self.mixture_seconds = Seconds(sample_rate), Seconds(sample_rate)
 
@@ -306,6 +314,25 @@ class Estimate:
         self.seconds.append(estimate)
         self.mixture_seconds.append(mixture)
         self.file.write(estimate.tobytes())
+        self.samples += len(estimate)
+
+    def fill(self, pieces, keep_partial=False):
+        """Adds pieces, mixture and estimate, until they end.
+
+        Arguments
+        ---------
+        pieces : iterable of (np.ndarray, np.ndarray)
+            As `append` takes them.
+        keep_partial : bool
+            Whether they may end by Ctrl+C, if there is anything yet: `interrupted`.
+        """
+        try:
+            for piece in pieces:
+                self.append(*piece)
+        except KeyboardInterrupt:
+            self.interrupted = keep_partial and self.samples > 0
+            if not self.interrupted:
+                raise
 
     def scale(self):
         """What gives each channel its level, and its sign, (channels,)."""
@@ -338,11 +365,10 @@ class Estimate:
         np.ndarray
             float32, with its level, (time,).
         """
-        length = self.file.seek(0, os.SEEK_END) // self.scale().nbytes
         energies = self.seconds.energies() * np.square(self.scale(), dtype=np.float64)
         first, channel = find_loudest(torch.from_numpy(energies))
         start, end = first * self.sample_rate, (first + PIECE) * self.sample_rate
-        (piece,) = cut_chunks(self.blocks(), [(start, min(end, length))])
+        (piece,) = cut_chunks(self.blocks(), [(start, min(end, self.samples))])
         return piece[:, channel]
 
     def presence(self):

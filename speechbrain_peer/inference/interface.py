@@ -11,6 +11,7 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.data_utils import split_path
 from speechbrain.utils.fetching import fetch
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_peer.inference.chunks import file_beside
 from speechbrain_peer.inference.inputs import (
@@ -19,6 +20,7 @@ from speechbrain_peer.inference.inputs import (
     check_enrollments,
     check_waveforms,
 )
+from speechbrain_peer.inference.live import Stream
 from speechbrain_peer.inference.match import listen
 from speechbrain_peer.inference.presence import second_energies, tell_presence
 from speechbrain_peer.inference.recordings import (
@@ -54,6 +56,8 @@ from speechbrain_peer.peer_learning.exchange import embed, extract, extract_toge
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import set_level
+
+logger = get_logger(__name__)
 
 # Seconds that are used of an enrollment file: more takes memory and tells little.
 LONGEST_ENROLLMENT = 25.0
@@ -418,6 +422,38 @@ class TargetSpeechExtraction(Pretrained):
         estimates = set_level(estimates, flat, lens, self.level)
         return estimates.unflatten(0, (batch, n_recordings))
 
+    def stream(self, enrollments=None, voice=None, rate=None, block=None):
+        """Begins live extraction, from samples that come bit by bit.
+
+        Arguments
+        ---------
+        enrollments : torch.Tensor, optional
+            Speech of the talker at the model's sample rate, (1, time); or (rows, time),
+            of one for each row of what will be pushed.
+        voice : torch.Tensor or Frames, optional
+            In place of enrollments, from `encode_speaker` or `encode_speaker_files`.
+        rate : int, optional
+            Of the samples to come, in Hz; by default the model's.
+        block : int, optional
+            Samples of every push, as many of which then come out; by default a push
+            takes any number and gives what is complete.
+
+        Returns
+        -------
+        speechbrain_peer.inference.live.Stream
+
+        Raises
+        ------
+        ValueError
+            If the model looks ahead (one that is trained with `--causal True` does
+            not), or an argument cannot be used.
+        """
+        if (enrollments is None) == (voice is None):
+            raise ValueError("Give either enrollments or voice")
+        if voice is None:
+            voice = self.encode_speaker(enrollments)
+        return Stream(self, voice, rate, block)
+
     @property
     def tells_presence(self):
         """Whether the model tells where the talker speaks: it has `level: network`.
@@ -491,6 +527,7 @@ class TargetSpeechExtraction(Pretrained):
         return_match=False,
         return_presence=False,
         return_alignment=False,
+        keep_partial=False,
     ):
         """Extracts one talker from an audio file, or from several of one moment.
 
@@ -525,6 +562,9 @@ class TargetSpeechExtraction(Pretrained):
             Whether to return the presence as well, see `tells_presence`.
         return_alignment : bool
             Whether to return as well where recordings lie in time.
+        keep_partial : bool
+            Whether, after Ctrl+C, to write what is done, a whole file of the start,
+            before `KeyboardInterrupt` goes on.
 
         Returns
         -------
@@ -575,7 +615,14 @@ class TargetSpeechExtraction(Pretrained):
             rate = self.hparams.sample_rate
             with self.inference_ctx:
                 estimate, alignment = extract_recordings(
-                    self.mods, recordings, embeddings, channels, rate, file, self.level
+                    self.mods,
+                    recordings,
+                    embeddings,
+                    channels,
+                    rate,
+                    file,
+                    self.level,
+                    keep_partial and bool(outputs),
                 )
             blocks = partial(estimate.blocks_of, mixture)
             if residual_path is not None:
@@ -590,6 +637,10 @@ class TargetSpeechExtraction(Pretrained):
             else:
                 result = torch.from_numpy(np.concatenate(list(blocks())).T)
                 result = result if channels == "each" else result[0]
+            if estimate.interrupted:
+                seconds = estimate.samples / rate
+                logger.warning(f"{outputs[0]}: holds the first {seconds:.0f} s")
+                raise KeyboardInterrupt
             told = []
             if return_match:
                 told.append(self._match(estimate, embeddings))

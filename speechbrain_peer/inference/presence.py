@@ -115,10 +115,11 @@ class Seconds:
             self._begun = self._begun + now.sum(axis=0)
             self._samples += len(now)
             if self._samples == self.sample_rate:
-                self._whole.append(self._begun)
+                # Numbers: arrays between the blocks would keep malloc from closing up.
+                self._whole.append(self._begun.tolist())
                 self._begun, self._samples = 0.0, 0
 
     def energies(self):
         """Of all seconds, of which the last may be shorter, (seconds, channels)."""
         rest = [self._begun] if self._samples else []
-        return np.stack([*self._whole, *rest])
+        return np.array([*self._whole, *rest])

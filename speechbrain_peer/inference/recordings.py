@@ -140,7 +140,7 @@ def average_channels(blocks):
 
 
 def subtract_blocks(blocks, others):
-    """Subtracts a stream from another of the same length, cut in another way.
+    """Subtracts a stream from another, cut in another way; it ends with either.
 
     Arguments
     ---------
@@ -165,7 +165,11 @@ def subtract_blocks(blocks, others):
     for block in blocks:
         held = np.zeros_like(block[:0]) if held is None else held
         while len(held) < len(block):
-            held = np.concatenate((held, next(others)))
+            other = next(others, None)
+            if other is None:
+                yield block[: len(held)] - held
+                return
+            held = np.concatenate((held, other))
         yield block - held[: len(block)]
         held = held[len(block) :]
 

@@ -191,7 +191,14 @@ def heard(recording, channels):
 
 
 def extract_recordings(
-    modules, recordings, embedding, channels, sample_rate, file, level="mixture"
+    modules,
+    recordings,
+    embedding,
+    channels,
+    sample_rate,
+    file,
+    level="mixture",
+    keep_partial=False,
 ):
     """Extracts one talker from one recording, or from several of one moment.
 
@@ -213,6 +220,8 @@ def extract_recordings(
         Where to keep the estimate.
     level : str
         The model's; see `utils.signal.set_level`.
+    keep_partial : bool
+        Whether Ctrl+C ends it early with what is done; see `Estimate.fill`.
 
     Returns
     -------
@@ -230,7 +239,7 @@ def extract_recordings(
     """
     first = recordings[0]
     count = sum(x.channels if channels == "peers" else 1 for x in recordings)
-    where = sample_rate, file, level
+    where = sample_rate, file, level, keep_partial
     if count == 1 or channels == "each":
         n_channels = first.channels if channels == "each" else 1
         alone = extract_recording(modules, first, embedding, n_channels, *where)
@@ -241,7 +250,7 @@ def extract_recordings(
 
 @torch.no_grad()
 def _extract_together(
-    modules, recordings, embedding, channels, sample_rate, file, level
+    modules, recordings, embedding, channels, sample_rate, file, level, keep_partial
 ):
     first = recordings[0]
     length = resampled_length(first.length, first.sample_rate, sample_rate)
@@ -265,8 +274,8 @@ def _extract_together(
     extract_from = ChunksTogether(modules, embedding, sample_rate, bounds)
     estimate = Estimate(file, 1, sample_rate, level)
     together = _side_by_side(streams, length)
-    for chunk, found in cross_fade(together, length, sample_rate, extract_from):
-        estimate.append(chunk[:, :1], found)
+    found = cross_fade(together, length, sample_rate, extract_from)
+    estimate.fill(((chunk[:, :1], piece) for chunk, piece in found), keep_partial)
     alignments = [
         Alignment(*place, 1000 * np.median(late) / sample_rate if late else np.nan)
         for place, late in zip(aligned, extract_from.delays, strict=True)

@@ -1,7 +1,9 @@
 """Files that recordings are written to: formats, encodings, never clipped, whole."""
 
 import io
+import math
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,9 @@ logger = get_logger(__name__)
 
 UNLIMITED = ("FLOAT", "DOUBLE")
 LOSSLESS = ("PCM_16", "PCM_24", "PCM_32", *UNLIMITED)
+
+LONGEST_WAV = (1 << 32) - BLOCK
+"""Bytes that a WAV header counts up to, with room for the header."""
 
 UNREADABLE = ("SD2", "SDS", "XI")
 """Formats of libsndfile that do not come back as they were written: one keeps its
@@ -111,17 +116,12 @@ def choose_encoding(path, recording, channels):
     (format, usual), subtype = _usual_encoding(path), recording.subtype
     if subtype not in LOSSLESS or not soundfile.check_format(format, subtype):
         subtype = usual
-    # A WAV header counts up to 4 GiB; RF64 is the same with more digits.
+    # RF64 is the same with more digits.
     size = recording.length * channels * (8 if subtype == "DOUBLE" else 4)
-    if format == "WAV" and size > (1 << 32) - BLOCK:
+    if format == "WAV" and size > LONGEST_WAV:
         format = "RF64"
     encoding = Encoding(format, subtype, recording.sample_rate, channels)
-    reason = _try(encoding)
-    if reason:
-        raise AudioError(
-            f"{path}: {format} cannot hold {channels} channel(s) at "
-            f"{recording.sample_rate} Hz ({reason}); write a .wav file"
-        )
+    _check_encoding(path, encoding)
     return encoding
 
 
@@ -168,6 +168,68 @@ def write_blocks(path, blocks, encoding):
         sink.check()
 
 
+@contextmanager
+def record_blocks(path, sample_rate, channels):
+    """Opens an audio file to be written as a live signal comes.
+
+    It appears, whole, when the context ends, also by an error or Ctrl+C: a live signal
+    does not come again. Samples are floating point where the format has that; elsewhere
+    those beyond full scale are clipped.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file; folders above it are made.
+    sample_rate : int
+        In Hz.
+    channels : int
+        How many.
+
+    Yields
+    ------
+    callable
+        Takes the next samples, (samples, channels).
+
+    Raises
+    ------
+    AudioError
+        If the format has not this rate or number of channels, or is full.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "live.wav"
+    >>> with record_blocks(path, sample_rate=8000, channels=1) as write:
+    ...     for _ in range(3):
+    ...         write(np.zeros((100, 1)))
+    >>> soundfile.info(path).frames
+    300
+    """
+    format, subtype = _usual_encoding(path)
+    if soundfile.check_format(format, "FLOAT"):
+        subtype = "FLOAT"
+    encoding = Encoding(format, subtype, sample_rate, channels)
+    _check_encoding(path, encoding)
+    ended, left = None, LONGEST_WAV // (channels * 4) if format == "WAV" else math.inf
+    with whole_file(path) as temporary, _Sink(temporary, "w") as sink:
+        with _writer(sink, encoding) as file:
+
+            def write(block):
+                nonlocal left
+                left -= len(block)
+                if left < 0:
+                    raise AudioError(f"{path}: a .wav file holds 4 GiB: it is full")
+                file.write(block)
+                sink.check()
+
+            try:
+                yield write
+            except BaseException as error:
+                ended = error
+        sink.check()
+    if ended is not None:
+        raise ended
+
+
 class _Sink(io.FileIO):
     """What libsndfile writes to: it would not tell of a full disk in every format."""
 
@@ -187,6 +249,15 @@ class _Sink(io.FileIO):
         """Raises the error."""
         if self.error is not None:
             raise self.error
+
+
+def _check_encoding(path, encoding):
+    reason = _try(encoding)
+    if reason:
+        raise AudioError(
+            f"{path}: {encoding.format} cannot hold {encoding.channels} channel(s) at "
+            f"{encoding.sample_rate} Hz ({reason}); write a .wav file"
+        )
 
 
 def _try(encoding):

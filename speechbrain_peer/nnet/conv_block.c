@@ -10,6 +10,7 @@
  * shared in chunks of rows of one item. Every chunk has a slot of its own for its sums
  * over rows, so that they do not depend on the number of threads.
  */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -131,41 +132,56 @@ void convolve(const block *k, real *v, float *sums) {
   }
 }
 
-/* y of a stream, after the 2 dilation rows that are there of its past:
- * (batch, 2 dilation + frames, channels). */
-void normalize(const block *k, float *y) {
-  EACH_CHUNK {
-    EACH_ROW {
-      const int64_t row = item * frames + t;
-      const int64_t past = (item + 1) * 2 * k->dilation;
-      const real *restrict a = k->a + row * channels;
-      float *restrict out = y + (past + row) * channels;
-      const float mask = k->mask[row], r = mask * k->rstd[row];
-      const float s = -k->mean[row] * r;
-      for (int64_t h = 0; h < channels; ++h)
-        out[h] = (prelu(load(a[h]) + in_bias[h], slope1) * r + s) * gamma[h] +
-                 mask * beta[h];
-    }
-  }
+/* The sums of a cumulative norm, (values, squares, frames), go on by a frame's; gives
+ * its mean and reciprocal deviation. */
+static inline void go_on(double *totals, double sum, double power, int64_t channels,
+                         double eps, float *mean, float *rstd) {
+  totals[0] += sum, totals[1] += power, totals[2] += 1;
+  const double count = totals[2] * channels, average = totals[0] / count;
+  const double variance = totals[1] / count - average * average;
+  *mean = average, *rstd = 1 / sqrt((variance > 0 ? variance : 0) + eps);
 }
 
-/* v from that y, and its sums as above. */
-void convolve_stream(const block *k, const float *y, real *v, float *sums) {
-  EACH_CHUNK {
-    EACH_ROW {
-      const int64_t row = item * frames + t, reach = k->dilation * channels;
+/* The next frames of streams, all at once: few frames are quicker than many calls. From
+ * a to v and, (batch, frames), to the second norm's mean and rstd; totals (batch, 3) of
+ * both norms go on. y (batch, 2 dilation + frames, channels) has in its first rows those
+ * that the taps still read. */
+void stream(const block *k, double eps, double *totals1, double *totals2, float *y,
+            real *v, float *mean, float *rstd) {
+  const int64_t frames = k->frames, channels = k->channels;
+  const float slope1 = k->slope1, slope2 = k->slope2;
+  const float *restrict w0 = k->taps, *restrict w1 = w0 + channels,
+              *restrict w2 = w1 + channels, *restrict bias = k->tap_bias,
+              *restrict in_bias = k->in_bias, *restrict gamma = k->gamma,
+              *restrict beta = k->beta;
+  const int64_t reach = k->dilation * channels;
+#pragma omp parallel for schedule(static) if (k->batch > 1)
+  for (int64_t item = 0; item < k->batch; ++item) {
+    for (int64_t t = 0; t < frames; ++t) {
+      const int64_t row = item * frames + t;
+      const real *restrict a = k->a + row * channels;
       const float *restrict y0 = y + (item * 2 * k->dilation + row) * channels;
-      const float *restrict y1 = y0 + reach, *restrict y2 = y1 + reach;
-      real *restrict out = v + row * channels;
-      float sum = 0, power = 0;
+      const float *restrict y1 = y0 + reach;
+      float *restrict y2 = y + (item * 2 * k->dilation + row) * channels + 2 * reach;
+      float sum = 0, power = 0, m, r;
 #pragma omp simd reduction(+ : sum, power)
       for (int64_t h = 0; h < channels; ++h) {
+        const float u = prelu(load(a[h]) + in_bias[h], slope1);
+        sum += u, power += u * u, y2[h] = u;
+      }
+      go_on(totals1 + 3 * item, sum, power, channels, eps, &m, &r);
+      real *restrict out = v + row * channels;
+      sum = power = 0;
+#pragma omp simd reduction(+ : sum, power)
+      for (int64_t h = 0; h < channels; ++h) {
+        const float now = (y2[h] - m) * r * gamma[h] + beta[h];
+        y2[h] = now;
         const float value =
-            prelu(y0[h] * w0[h] + y1[h] * w1[h] + y2[h] * w2[h] + bias[h], slope2);
+            prelu(y0[h] * w0[h] + y1[h] * w1[h] + now * w2[h] + bias[h], slope2);
         out[h] = store(value);
         sum += value, power += value * value;
       }
-      sums[2 * row] = sum, sums[2 * row + 1] = power;
+      go_on(totals2 + 3 * item, sum, power, channels, eps, mean + row, rstd + row);
     }
   }
 }

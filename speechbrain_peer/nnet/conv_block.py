@@ -16,8 +16,7 @@ Padded frames do not leak: they count in no statistic and are zero where the dep
 convolution reads them, so that a padded item has the outputs of the same item alone.
 `plain_conv_block` says the same in PyTorch; it runs on GPUs and without a C compiler.
 
-A causal block also takes the frames of streams as they come, `step_conv_block`. Its
-state, what it has to remember, is a tuple of tensors with the batch first.
+A causal block also takes the frames of streams as they come: see `conv_stream`.
 """
 
 import ctypes
@@ -98,7 +97,7 @@ def conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     skip : torch.Tensor
         (batch, frames, Sc).
     """
-    dtype = _fast_dtype(x, parameters)
+    dtype = fast_dtype(x, parameters)
     if dtype is None:
         return plain_conv_block(x, frame_mask, parameters, dilation, causal, eps)
     constant = (dilation, causal, eps, dtype)
@@ -108,7 +107,7 @@ def conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
 def plain_conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     """`conv_block` in plain PyTorch."""
     state = new_block_state(x.shape[0], parameters, dilation) if causal else None
-    outputs, _ = _plain_block(x, frame_mask, parameters, dilation, eps, state)
+    outputs, _ = plain_block(x, frame_mask, parameters, dilation, eps, state)
     return outputs
 
 
@@ -136,44 +135,14 @@ def new_block_state(batch, parameters, dilation):
     return past, new_totals(batch, taps), new_totals(batch, taps)
 
 
-def step_conv_block(x, state, parameters, dilation, eps=NORM_EPS):
-    """A causal `conv_block` on the next frames of streams.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        (batch, frames, B); there may be no frame at all.
-    state : tuple
-        From `new_block_state` or the step before; it is not changed.
-    parameters : BlockParameters
-        fp32 on the fast path.
-    dilation : int
-        Frames between taps.
-    eps : float
-        Added to the variance by both norms.
-
-    Returns
-    -------
-    outputs : tuple of torch.Tensor
-        Residual and skip: of all steps together those of `conv_block`.
-    state : tuple
-        For the next step.
-    """
-    frame_mask = x.new_ones(x.shape[:2])
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in (x, *parameters)
-    )
-    dtype = _fast_dtype(x, parameters)
-    if wants_grad or dtype is None:
-        return _plain_block(x, frame_mask, parameters, dilation, eps, state)
-    past, *totals = state
-    p = _contiguous(parameters)
-    norms = [_norm(frame_mask, p, eps, before) for before in totals]
-    outputs, _, past = _fast_block(x, norms, p, (-2 * dilation, dilation), dtype, past)
-    return outputs, (past, *(norm.totals for norm in norms))
+def out_product(p, dtype):
+    """The second product's weight with the norm's factor, its row sums, its shift."""
+    # The rounded weight's row sums, as the mean in z has to cancel exactly.
+    weight = (p.out_weight * p.gamma2).to(dtype)
+    return weight, weight.float().sum(1), p.out_weight @ p.beta2 + p.out_bias
 
 
-def _plain_block(x, frame_mask, parameters, dilation, eps, state):
+def plain_block(x, frame_mask, parameters, dilation, eps, state):
     """The outputs and, of a causal block, which has one, the next state."""
     p = parameters
     past, *totals = state or (None,) * 3
@@ -192,26 +161,26 @@ def _plain_block(x, frame_mask, parameters, dilation, eps, state):
         convolved = convolved + padded[:, start : start + frames] * p.taps[tap]
     hidden = prelu(convolved, p.slope2).to(hidden.dtype)
     out = norm_linear(hidden, norm2, p.gamma2, p.beta2, p.out_weight, p.out_bias)
-    outputs = out.split(_split(x, p), dim=-1)
+    outputs = out.split(split(x, p), dim=-1)
     if state is None:
         return outputs, None
-    return outputs, (_tail(padded, frames), norm1.totals, norm2.totals)
+    return outputs, (tail(padded, frames), norm1.totals, norm2.totals)
 
 
 def _norm(frame_mask, parameters, eps, past):
     return LayerNorm(frame_mask, parameters.taps.shape[1], eps, past)
 
 
-def _contiguous(parameters):
+def contiguous(parameters):
     return BlockParameters(*(parameter.contiguous() for parameter in parameters))
 
 
-def _tail(rows, start):
+def tail(rows, start):
     """A copy, as a view would keep all that it is a part of."""
     return rows[:, start:].clone()
 
 
-def _fast_dtype(x, parameters):
+def fast_dtype(x, parameters):
     """The type of the activations on the fast path; None if that cannot be taken."""
     if x.device.type != "cpu" or not x.dtype == parameters.taps.dtype == torch.float32:
         return None
@@ -226,7 +195,7 @@ def prelu(x, slope):
     return F.prelu(x, slope.to(x.dtype))
 
 
-def _split(x, parameters):
+def split(x, parameters):
     """How many of the outputs are the residual's, and how many the skip's."""
     outputs = len(parameters.out_bias)
     residuals = min(x.shape[-1], outputs)
@@ -239,7 +208,7 @@ def _activation_dtype(x):
     return x.dtype
 
 
-class _Kernels:
+class Kernels:
     """The C kernels on one block's tensors, see conv_block.c."""
 
     class _Block(ctypes.Structure):
@@ -252,7 +221,7 @@ class _Kernels:
             *((name, ctypes.c_int64) for name in ("first", "dilation")),
         )
 
-    def __init__(self, a, frame_mask, statistics, p, taps_at):
+    def __init__(self, a, frame_mask, statistics, p, taps_at, slopes=None):
         self.library = load_kernels("conv_block", a.dtype)
         # Kept, as the structure holds their addresses only.
         self.tensors = (
@@ -260,7 +229,7 @@ class _Kernels:
             *(p.in_bias, p.gamma1, p.beta1, p.taps, p.tap_bias),
         )
         addresses = (tensor.data_ptr() for tensor in self.tensors)
-        slopes = p.slope1.item(), p.slope2.item()
+        slopes = slopes or (p.slope1.item(), p.slope2.item())
         self.block = self._Block(*addresses, *slopes, *a.shape, *taps_at)
         rows = ctypes.c_int64.in_dll(self.library, "chunk_rows").value
         self.chunks = (a.shape[0], -(-a.shape[1] // rows))
@@ -270,20 +239,21 @@ class _Kernels:
         return torch.empty(*self.chunks, *shape)
 
     def __call__(self, name, *arguments):
-        converted = (
-            ctypes.c_void_p(argument.data_ptr())
-            if isinstance(argument, torch.Tensor)
-            else ctypes.c_int64(argument)
-            for argument in arguments
-        )
+        converted = (_CONVERTERS[type(argument)](argument) for argument in arguments)
         getattr(self.library, name)(ctypes.byref(self.block), *converted)
 
 
-def _fast_block(x, norms, p, taps_at, dtype, past=None):
-    """A forward pass, of whole items or of a stream, which has a past.
+_CONVERTERS = {
+    torch.Tensor: lambda tensor: ctypes.c_void_p(tensor.data_ptr()),
+    int: ctypes.c_int64,
+    float: ctypes.c_double,
+}
 
-    Returns residual and skip, what the backward pass needs, and the next past. The
-    names are those of conv_block.c.
+
+def _fast_block(x, norms, p, taps_at, dtype):
+    """A forward pass: residual and skip, and what the backward pass needs.
+
+    The names are those of conv_block.c.
     """
     frame_mask = norms[0].frame_mask
     with torch.autocast("cpu", enabled=False):
@@ -297,30 +267,21 @@ def _fast_block(x, norms, p, taps_at, dtype, past=None):
 
         sums = torch.empty(*rows, 2)
         unknown = (frame_mask.new_empty(0),) * 2
-        _Kernels(a, frame_mask, unknown, *constant)("moments", sums)
+        Kernels(a, frame_mask, unknown, *constant)("moments", sums)
         statistics1 = of_frames(norms[0].statistics(sums))
         v = torch.empty_like(a)
-        kernels = _Kernels(a, frame_mask, statistics1, *constant)
-        if past is None:
-            kernels("convolve", v, sums)
-        else:
-            y = torch.cat((past, torch.empty(a.shape)), dim=1)
-            kernels("normalize", y)
-            kernels("convolve_stream", y, v, sums)
-            past = _tail(y, a.shape[1])
+        kernels = Kernels(a, frame_mask, statistics1, *constant)
+        kernels("convolve", v, sums)
         statistics2 = of_frames(norms[1].statistics(sums))
 
-        # The rounded weight's row sums, as the mean in z has to cancel exactly.
-        weight = (p.out_weight * p.gamma2).to(dtype)
-        row_sums = weight.float().sum(1)
-        shift = p.out_weight @ p.beta2 + p.out_bias
+        weight, row_sums, shift = out_product(p, dtype)
         z = linear(v, weight)
-        residuals, skips = _split(x, p)
+        residuals, skips = split(x, p)
         residual, skip = torch.empty(*rows, residuals), torch.empty(*rows, skips)
         sizes = (residuals, residuals + skips)
         kernels("project", z, *statistics2, row_sums, shift, *sizes, residual, skip)
     products = (x, in_weight, a, z, weight, row_sums)
-    return (residual, skip), (*statistics1, *statistics2, *products), past
+    return (residual, skip), (*statistics1, *statistics2, *products)
 
 
 class _FastConvBlock(torch.autograd.Function):
@@ -328,12 +289,12 @@ class _FastConvBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, frame_mask, dilation, causal, eps, dtype, *parameters):
-        p = _contiguous(parameters)
+        p = contiguous(parameters)
         past = new_totals(x.shape[0], x) if causal else None
         ctx.norm = _norm(frame_mask.float().contiguous(), p, eps, past)
         ctx.taps_at = (-2 * dilation if causal else -dilation, dilation)
         norms = (ctx.norm, ctx.norm)
-        outputs, saved, _ = _fast_block(x, norms, p, ctx.taps_at, dtype)
+        outputs, saved = _fast_block(x, norms, p, ctx.taps_at, dtype)
         ctx.save_for_backward(*saved, *p)
         return outputs
 
@@ -343,7 +304,7 @@ class _FastConvBlock(torch.autograd.Function):
         *statistics, x, in_weight, a, z, weight, row_sums = ctx.saved_tensors[:10]
         statistics1, statistics2 = statistics[:2], statistics[2:]
         p, norm = BlockParameters(*ctx.saved_tensors[10:]), ctx.norm
-        kernels = _Kernels(a, norm.frame_mask, statistics1, p, ctx.taps_at)
+        kernels = Kernels(a, norm.frame_mask, statistics1, p, ctx.taps_at)
         channels, split, outputs = a.shape[-1], residual_grad.shape[-1], z.shape[-1]
         frame_sums = torch.empty(*norm.frame_mask.shape, 2)
 

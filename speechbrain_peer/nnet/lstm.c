@@ -24,15 +24,18 @@
 #if defined(__AVX512F__)
 #define LANES 16
 #define FEW 6  /* rows of a product to gates */
+#define LEFT 2 /* the same of those left */
 #define SOME 8 /* rows of the other products */
 #else
 #define LANES 8
 #define FEW 3
+#define LEFT 1
 #define SOME 4
 #endif
 #define VECTORS 3
 #define TILE (VECTORS * LANES)
 #define UNROLLED _Pragma("GCC unroll 8")
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -44,28 +47,32 @@ typedef struct {
 
 const int64_t chunk_rows = BLOCK, lanes = LANES, tile = TILE;
 
-/* exp(x) for x from -BOUND to BOUND: 2^n exp(r). */
-#define BOUND 40.0f
-static inline vec exponential(vec x) {
+/* 2^x, at most 2^BOUND, so that one more than it has a reciprocal. */
+#define BOUND 60.0f
+static inline vec power_of_two(vec x) {
 #ifdef __AVX512F__
-  x = (vec)_mm512_max_ps(_mm512_min_ps((__m512)x, _mm512_set1_ps(BOUND)),
-                         _mm512_set1_ps(-BOUND));
+  x = (vec)_mm512_min_ps(_mm512_set1_ps(BOUND), (__m512)x); /* NaN stays NaN */
+  const vec whole = (vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 #else
   for (int l = 0; l < LANES; ++l) {
-    x[l] = x[l] < BOUND ? x[l] : BOUND;
-    x[l] = x[l] > -BOUND ? x[l] : -BOUND;
+    x[l] = x[l] > BOUND ? BOUND : x[l];
+    x[l] = x[l] < -BOUND ? -BOUND : x[l];
   }
-#endif
   /* Cut off above zero, it is rounded: sums may be reordered, so no large shift is. */
-  const ivec n = __builtin_convertvector(x * 1.44269504f + 64.5f, ivec) - 64;
+  const ivec n = __builtin_convertvector(x + (BOUND + 0.5f), ivec) - (int)BOUND;
   const vec whole = __builtin_convertvector(n, vec);
-  const vec r = (x - whole * 0.693145752f) - whole * 1.42860677e-6f;
-  vec series = r * 0.00138888601f + 0.00833345205f;
-  series = series * r + 0.0416667075f;
-  series = series * r + 0.166666657f;
-  series = series * r + 0.5f;
-  const vec power = series * (r * r) + r + 1.0f;
-  return (vec)((ivec)power + (n << 23));
+#endif
+  const vec r = x - whole;
+  vec series = r * 0.00132647247f + 0.00967151299f;
+  series = series * r + 0.0555073358f;
+  series = series * r + 0.240222424f;
+  series = series * r + 0.693146980f;
+  series = series * r + 1.0f;
+#ifdef __AVX512F__
+  return (vec)_mm512_scalef_ps((__m512)series, (__m512)whole);
+#else
+  return (vec)((ivec)series + (n << 23)) + (x - x); /* NaN stays NaN */
+#endif
 }
 
 static inline vec reciprocal(vec x) {
@@ -77,7 +84,9 @@ static inline vec reciprocal(vec x) {
 #endif
 }
 
-static inline vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
+static inline vec sigmoid(vec x) {
+  return reciprocal(1.0f + power_of_two(x * -1.44269504f));
+}
 static inline vec hyperbolic_tangent(vec x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
 static inline int64_t round_up(int64_t count, int64_t to) {
@@ -99,23 +108,34 @@ static inline int is_padding(const sequences *k, int64_t row, int64_t step) {
   return k->mask && k->mask[row / k->inner * k->steps + step] == 0;
 }
 
-/* Products of FEW rows of z with the weights of LANES units: all four gates. */
-static inline void to_gates(const float *restrict z, int64_t depth,
-                            const float *restrict weight, const float *restrict bias,
-                            vec gates[FEW][4]) {
-  vec sums[FEW][4];
-  UNROLLED for (int r = 0; r < FEW; ++r) {
-    UNROLLED for (int g = 0; g < 4; ++g) sums[r][g] = *(const vec *)(bias + g * LANES);
+/* A step of a few rows and LANES units: all four gates from z and their weights, then
+ * cells and memory; `keep` may be missing. */
+ALWAYS_INLINE void advance(const int rows, const float *restrict z, int64_t depth,
+                           const float *restrict weight, const float *restrict bias,
+                           float *cells, float *memory, float *keep, int64_t units) {
+  vec gates[FEW][4];
+  UNROLLED for (int r = 0; r < rows; ++r) {
+    UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] = *(const vec *)(bias + g * LANES);
   }
   for (int64_t d = 0; d < depth; ++d, weight += 4 * LANES) {
-    UNROLLED for (int r = 0; r < FEW; ++r) {
+    UNROLLED for (int r = 0; r < rows; ++r) {
       const float value = z[r * depth + d];
-      UNROLLED for (int g = 0; g < 4; ++g) sums[r][g] +=
+      UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] +=
           *(const vec *)(weight + g * LANES) * value;
     }
   }
-  UNROLLED for (int r = 0; r < FEW; ++r) {
-    UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] = sums[r][g];
+  UNROLLED for (int r = 0; r < rows; ++r) {
+    vec *cell = (vec *)(cells + r * units);
+    const vec i = sigmoid(gates[r][0]), f = sigmoid(gates[r][1]);
+    const vec g = hyperbolic_tangent(gates[r][2]), o = sigmoid(gates[r][3]);
+    *cell = f * *cell + i * g;
+    *(vec *)(memory + r * units) = o * hyperbolic_tangent(*cell);
+    if (keep) {
+      vec *row = (vec *)(keep + r * 5 * units);
+      const int64_t apart = units / LANES;
+      row[0] = i, row[apart] = f, row[2 * apart] = g, row[3 * apart] = o;
+      row[4 * apart] = *cell;
+    }
   }
 }
 
@@ -154,24 +174,15 @@ int64_t run(const sequences *k, const float *weights, const float *biases,
         if (kept)
           keep = kept + ((direction * blocks + b) * k->steps + step) * BLOCK * 5 * units;
         for (int64_t unit = 0; unit < units; unit += LANES)
-          for (int64_t r0 = 0; r0 < count; r0 += FEW) {
-            vec gates[FEW][4];
-            to_gates(z + r0 * depth, depth, weight + unit * depth * 4, bias + unit * 4,
-                     gates);
-            UNROLLED for (int r = 0; r < FEW; ++r) {
-              const int64_t here = (r0 + r) * units + unit;
-              vec *cell = (vec *)(cells + here);
-              const vec i = sigmoid(gates[r][0]), f = sigmoid(gates[r][1]);
-              const vec g = hyperbolic_tangent(gates[r][2]), o = sigmoid(gates[r][3]);
-              *cell = f * *cell + i * g;
-              *(vec *)(memory + here) = o * hyperbolic_tangent(*cell);
-              if (keep) {
-                vec *row = (vec *)(keep + (r0 + r) * 5 * units + unit);
-                const int64_t apart = units / LANES;
-                row[0] = i, row[apart] = f, row[2 * apart] = g, row[3 * apart] = o;
-                row[4 * apart] = *cell;
-              }
-            }
+          for (int64_t r = 0; r < count;) {
+            const int rows = count - r < FEW ? LEFT : FEW;
+#define ADVANCE(rows)                                                            \
+  advance(rows, z + r * depth, depth, weight + unit * depth * 4, bias + unit * 4, \
+          cells + r * units + unit, memory + r * units + unit,                    \
+          keep ? keep + r * 5 * units + unit : NULL, units)
+            if (rows == FEW) ADVANCE(FEW);
+            else ADVANCE(LEFT);
+            r += rows;
           }
         for (int64_t r = 0; r < count; ++r) {
           if (is_padding(k, first + r, step)) {

@@ -76,8 +76,9 @@ class Lstm(nn.Module):
 
     def init_state(self, outer, inner):
         """Memory of sequences that have not begun: two of (outer, inner, hidden)."""
-        hidden = self.weight_hh.shape[-1]
-        zeros = self.weight_hh.new_zeros(outer, inner, hidden)
+        weight = self.weight_hh
+        like = {"dtype": weight.dtype, "device": weight.device}
+        zeros = torch.zeros(outer, inner, weight.shape[-1], **like)
         return zeros, zeros
 
     def step(self, x, state):
@@ -154,18 +155,26 @@ def plain_lstm(x, mask, state, weight_ih, weight_hh, bias):
         column[:, : gates // 4] = CLOSED
         weight_ih = torch.cat((weight_ih, column), dim=-1)
         x = torch.cat((x, padding.to(x)), dim=-1)
-    no_bias = torch.zeros_like(bias)
-    parameters = [
-        parameter[direction]
-        for direction in range(directions)
-        for parameter in (weight_ih, weight_hh, bias, no_bias)
-    ]
     sequences = x.transpose(0, 1).flatten(1, 2).contiguous()
     memory = [
         part.flatten(0, 1).expand(directions, -1, -1).to(sequences).contiguous()
         for part in state
     ]
-    y, *memory = torch.lstm(
+    layer = _onnx_layer if torch.compiler.is_exporting() else _layer
+    y, *memory = layer(sequences, memory, weight_ih, weight_hh, bias)
+    state = tuple(part[0].unflatten(0, (outer, inner)) for part in memory)
+    return y.unflatten(1, (outer, inner)).transpose(0, 1), state
+
+
+def _layer(sequences, memory, weight_ih, weight_hh, bias):
+    """PyTorch's LSTM on (steps, batch, inputs)."""
+    no_bias = torch.zeros_like(bias)
+    parameters = [
+        parameter[direction]
+        for direction in range(len(bias))
+        for parameter in (weight_ih, weight_hh, bias, no_bias)
+    ]
+    return torch.lstm(
         sequences,
         memory,
         parameters,
@@ -173,11 +182,33 @@ def plain_lstm(x, mask, state, weight_ih, weight_hh, bias):
         num_layers=1,
         dropout=0.0,
         train=False,  # of dropout alone
-        bidirectional=directions == 2,
+        bidirectional=len(bias) == 2,
         batch_first=False,
     )
-    state = tuple(part[0].unflatten(0, (outer, inner)) for part in memory)
-    return y.unflatten(1, (outer, inner)).transpose(0, 1), state
+
+
+def _onnx_layer(sequences, memory, weight_ih, weight_hh, bias):
+    """The same as a node of an ONNX graph: `torch.export` unrolls PyTorch's."""
+
+    def its_order(parameter):
+        # Input, output, forget and cell gate.
+        return torch.cat([parameter.chunk(4, 1)[k] for k in (0, 3, 1, 2)], dim=1)
+
+    weights = [its_order(parameter) for parameter in (weight_ih, weight_hh, bias)]
+    weights[2] = F.pad(weights[2], (0, bias.shape[1]))  # with second biases
+    steps, batch, _ = sequences.shape
+    directions, _, hidden = weight_hh.shape
+    y, *memory = torch.onnx.ops.symbolic_multi_out(
+        "::LSTM",
+        (sequences, *weights, None, *memory),
+        {
+            "hidden_size": hidden,
+            "direction": "bidirectional" if directions == 2 else "forward",
+        },
+        dtypes=[torch.float32] * 3,
+        shapes=[(steps, directions, batch, hidden)] + [(directions, batch, hidden)] * 2,
+    )
+    return y.transpose(1, 2).flatten(2), *memory
 
 
 def _is_fast(x, weights):

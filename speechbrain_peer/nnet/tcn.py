@@ -7,8 +7,8 @@ from speechbrain_peer.nnet.conv_block import (
     BlockParameters,
     conv_block,
     new_block_state,
-    step_conv_block,
 )
+from speechbrain_peer.nnet.conv_stream import prepare_block, step_conv_block
 from speechbrain_peer.nnet.norms import NORM_EPS, LayerNorm, new_totals, norm_linear
 
 
@@ -52,6 +52,7 @@ class ConvBlock(nn.Module):
     ):
         super().__init__()
         self.dilation, self.causal, self.eps = dilation, causal, eps
+        self._prepared = None
         self.in_proj = nn.Linear(channels + condition_channels, hidden_channels)
         self.in_slope = nn.Parameter(torch.full((1,), 0.25))
         self.in_gamma = nn.Parameter(torch.ones(hidden_channels))
@@ -81,8 +82,15 @@ class ConvBlock(nn.Module):
 
     def step(self, x, state):
         """`forward` on the next frames: ((residual, skip), state)."""
-        constant = (self.dilation, self.eps)
+        constant = (self.dilation, self.eps, self._prepare)
         return step_conv_block(x, state, self._block_parameters(), *constant)
+
+    def _prepare(self, parameters, dtype):
+        """`prepare_block`, once until the parameters change."""
+        key = (dtype, *((value.data_ptr(), value._version) for value in parameters))
+        if self._prepared is None or self._prepared[0] != key:
+            self._prepared = key, prepare_block(parameters, dtype)
+        return self._prepared[1]
 
     def _block_parameters(self):
         return BlockParameters(

@@ -9,7 +9,6 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.tag import Tag
 from speechbrain.utils.distributed import main_process_only
 from speechbrain.utils.logger import get_logger
-from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_peer.packaging.loading import (
     CARD_FILE,
@@ -32,6 +31,7 @@ from speechbrain_peer.peer_learning.predictors import (
 )
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import whole_folder
+from speechbrain_peer.utils.modules import unwrapped
 
 logger = get_logger(__name__)
 
@@ -104,7 +104,7 @@ def export_model(hparams_file, modules, folder, documents=None):
     folder = Path(folder)
     check_replaceable(folder)
     hparams = stage_hparams(hparams_file, STAGES)
-    stages = {name: _unwrapped(modules[name]) for name in hparams["modules"]}
+    stages = {name: unwrapped(modules[name]) for name in hparams["modules"]}
     if can_fold(stages):
         stages = fold_predictors(stages)
         _drop_predictors(hparams)
@@ -273,13 +273,6 @@ def _without_comments(node, copies):
         copy.yaml_set_ctag(node.tag)
         copies[id(node)] = copy
     return copy
-
-
-def _unwrapped(module):
-    """The module inside of DDP, data-parallel and compiled ones."""
-    if isinstance(module, (DistributedDataParallel, torch.nn.DataParallel)):
-        return _unwrapped(module.module)
-    return getattr(module, "_orig_mod", module)
 
 
 def _write_hparams(hparams, path):

@@ -13,9 +13,11 @@ of `embedding`: those of several enrollments are put one after the other.
 Waveforms are fp32, full scale at 1, at the rate that the graphs' metadata names, and of
 no less than the samples named there. Nothing is padded: all of a batch have one length.
 The metadata also names the level: that in the mixture, or the network's own.
+
+Causal models have a third one, for live streams: see `packaging.onnx_stream`.
 """
 
-import importlib
+import contextlib
 from pathlib import Path
 
 import torch
@@ -24,23 +26,25 @@ from torch.export import Dim
 
 from speechbrain_peer.nnet.voice import Frames, features_of
 from speechbrain_peer.packaging.loading import level_of, load_model
+from speechbrain_peer.packaging.onnx_graphs import (
+    TOLERANCE,
+    import_extra,
+    made_noise,
+    open_graph,
+    save_graph,
+    voice_axes,
+    voice_name,
+)
+from speechbrain_peer.packaging.onnx_stream import quantize_stream, write_stream
+from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.peer_learning.exchange import embed, extract
-from speechbrain_peer.utils.files import whole_file
+from speechbrain_peer.utils.files import DataError, whole_file
 from speechbrain_peer.utils.signal import SHORTEST_ENROLLMENT, set_level
 
 SPEAKER_ENCODER_FILE = "speaker_encoder.onnx"
 EXTRACTOR_FILE = "extractor.onnx"
-
-OPSET = 20
-TOLERANCE = 1e-4
-"""How far ONNX Runtime's outputs may be from PyTorch's, absolute."""
-
-NOISE_LEVEL = 0.1  # of the signals to compare on, as loud as speech
-
-
-def voice_name(stages):
-    """What the graphs call the voice of a model with these stages."""
-    return "frames" if hasattr(stages["speaker_encoder"], "frame_size") else "embedding"
+STREAM_FILE = "stream.onnx"
+INT8_STREAM_FILE = "stream.int8.onnx"
 
 
 class SpeakerNetwork(nn.Module):
@@ -55,7 +59,7 @@ class SpeakerNetwork(nn.Module):
     def __init__(self, stages):
         super().__init__()
         self.stages = stages
-        self.input_names, self.output_name = ["enrollment"], voice_name(stages)
+        self.input_names, self.output_names = ["enrollment"], [voice_name(stages)]
 
     def forward(self, enrollment):
         """(batch, time) to (batch, E), or (batch, frames, F)."""
@@ -76,7 +80,8 @@ class Extractor(nn.Module):
     def __init__(self, stages, level):
         super().__init__()
         self.stages, self.level = stages, level
-        self.input_names, self.output_name = ["mixture", voice_name(stages)], "estimate"
+        self.input_names = ["mixture", voice_name(stages)]
+        self.output_names = ["estimate"]
 
     def forward(self, mixture, voice):
         """(batch, time) and (batch, E), or (batch, frames, F), to (batch, time)."""
@@ -87,8 +92,8 @@ class Extractor(nn.Module):
 
 
 @torch.no_grad()
-def export_onnx(source, folder, trust=False):
-    """Writes an exported model as two ONNX graphs, and compares them with PyTorch.
+def export_onnx(source, folder, trust=False, int8=False):
+    """Writes an exported model as ONNX graphs, and compares them with PyTorch.
 
     Arguments
     ---------
@@ -98,18 +103,23 @@ def export_onnx(source, folder, trust=False):
         The folder to write; older graphs are replaced once the new ones are checked.
     trust : bool
         Builds whatever the model's YAML says. That runs any code it names.
+    int8 : bool
+        Whether to write the graph of streams with 8-bit weights as well,
+        `stream.int8.onnx`.
 
     Returns
     -------
     pathlib.Path
-        The folder, with `speaker_encoder.onnx` and `extractor.onnx`.
+        The folder, with `speaker_encoder.onnx` and `extractor.onnx`, and of a causal
+        model also `stream.onnx`.
 
     Raises
     ------
     ImportError
         If the extra is not installed.
     ValueError
-        If ONNX Runtime's outputs are not PyTorch's.
+        If ONNX Runtime's outputs are not PyTorch's, or a model that looks ahead has no
+        graph of streams to quantize.
 
     Example
     -------
@@ -118,9 +128,14 @@ def export_onnx(source, folder, trust=False):
     PosixPath('onnx')
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        _import_extra(name)
+        import_extra(name)
     stages, hparams = load_model(source, trust=trust)
     stages.eval()
+    causal = streams.init_state(stages, batch=1) is not None
+    if int8 and not causal:
+        raise DataError(
+            f"{source}: looks ahead, so it has no graph of streams to make int8"
+        )
     sample_rate, level = hparams["sample_rate"], level_of(hparams, source)
     shortest = round(SHORTEST_ENROLLMENT * sample_rate)
     metadata = {
@@ -134,23 +149,57 @@ def export_onnx(source, folder, trust=False):
     }
     speaker_network, extractor = SpeakerNetwork(stages), Extractor(stages, level)
     # Of another batch size and length than the graphs are made with.
-    to_compare = _noise(1, shortest), _noise(3, sample_rate + 3)
+    to_compare = made_noise(1, shortest), made_noise(3, sample_rate + 3)
     folder = Path(folder)
-    with (
-        whole_file(folder / SPEAKER_ENCODER_FILE) as speaker_path,
-        whole_file(folder / EXTRACTOR_FILE) as extractor_path,
-    ):
-        enrollment = _noise(2, sample_rate)
+    with contextlib.ExitStack() as stack:
+        speaker_path, extractor_path = (
+            stack.enter_context(whole_file(folder / name))
+            for name in (SPEAKER_ENCODER_FILE, EXTRACTOR_FILE)
+        )
+        enrollment = made_noise(2, sample_rate)
         _write(speaker_path, speaker_network, (enrollment,), shortest, metadata)
         for noise in to_compare:
             check_onnx(speaker_path, speaker_network, (noise,))
-        inputs = (_noise(2, sample_rate), speaker_network(enrollment))
+        inputs = (made_noise(2, sample_rate), speaker_network(enrollment))
         _write(extractor_path, extractor, inputs, shortest, metadata)
         for noise in to_compare:
             voice = speaker_network(noise)
             for mixture in (noise, torch.zeros_like(noise)):
                 check_onnx(extractor_path, extractor, (mixture, voice))
+        if causal:
+            stream_path = stack.enter_context(whole_file(folder / STREAM_FILE))
+            write_stream(stream_path, stages, level, metadata)
+            if int8:
+                path = stack.enter_context(whole_file(folder / INT8_STREAM_FILE))
+                quantize_stream(stream_path, path, stages)
+    # Of another model, or an older state of this one.
+    for name, written in ((STREAM_FILE, causal), (INT8_STREAM_FILE, int8)):
+        if not written:
+            (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def describe_graphs(folder):
+    """A line for each graph in a folder: its size, and what 8 bits cost.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        From `export_onnx`.
+
+    Returns
+    -------
+    str
+    """
+    lines = []
+    for name in (SPEAKER_ENCODER_FILE, EXTRACTOR_FILE, STREAM_FILE, INT8_STREAM_FILE):
+        path = folder / name
+        if path.exists():
+            lines.append(f"{path}\t{path.stat().st_size / 1e6:.2f} MB")
+            said = open_graph(path).get_modelmeta().custom_metadata_map
+            if "int8_snr_db" in said:
+                lines[-1] += f"\t{said['int8_snr_db']} dB above the difference to fp32"
+    return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -171,8 +220,7 @@ def check_onnx(path, network, inputs):
     ValueError
         If outputs differ by more than `TOLERANCE`.
     """
-    runtime = _import_extra("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = open_graph(path)
     names = [graph_input.name for graph_input in session.get_inputs()]
     arrays = [tensor.numpy() for tensor in inputs]
     (output,) = session.run(None, dict(zip(names, arrays, strict=True)))
@@ -180,49 +228,18 @@ def check_onnx(path, network, inputs):
     difference = (torch.from_numpy(output) - expected).abs().max().item()
     if not difference <= TOLERANCE:  # also NaN
         raise ValueError(
-            f"{path}: ONNX Runtime's {network.output_name} is {difference:.1e} away "
-            f"from PyTorch's on an input of shape {tuple(inputs[0].shape)}; up to "
+            f"{path}: ONNX Runtime's {network.output_names[0]} is {difference:.1e} "
+            f"away from PyTorch's on an input of shape {tuple(inputs[0].shape)}; up to "
             f"{TOLERANCE:.0e} is allowed. The graph is not to be used."
         )
 
 
 def _write(path, network, inputs, shortest, metadata):
-    """Traces a network, whose first input is a waveform, and saves its graph."""
+    """Saves the graph of a network whose first input is a waveform."""
     batch, time = Dim("batch"), Dim.DYNAMIC(min=shortest)
     axes, names = [{0: batch, 1: time}], [{0: "batch", 1: "time"}]
     for voice in inputs[1:]:
-        of_frames = voice.dim() == 3
-        axes.append({0: batch, 1: Dim.DYNAMIC} if of_frames else {0: batch})
-        names.append({1: "frames"} if of_frames else None)
-    # `len(tensor)` would be taken for a constant, `tensor.shape[0]` is not.
-    program = torch.export.export(network, inputs, dynamic_shapes=axes, strict=False)
-    # Optimizing is left to ONNX Runtime: the optimizer of onnxscript (0.7) takes the
-    # 1e-8 that norms add to the variance for 0, and silence comes out as NaN.
-    graph = torch.onnx.export(
-        program,
-        input_names=network.input_names,
-        output_names=[network.output_name],
-        dynamic_shapes=names,
-        opset_version=OPSET,
-        optimize=False,
-        verbose=False,
-    )
-    # Every node holds lines of source code and the paths of their files.
-    _import_extra("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(graph.model)
-    graph.model.metadata_props.update(metadata)
-    graph.save(path, external_data=False)
-
-
-def _noise(batch, length):
-    generator = torch.Generator().manual_seed(length)
-    return NOISE_LEVEL * torch.randn(batch, length, generator=generator)
-
-
-def _import_extra(name):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name} is not installed, and an export to ONNX needs it: "
-            'pip install "speechbrain-peer[onnx]"'
-        ) from error
+        axis, name = voice_axes(voice, batch)
+        axes.append(axis)
+        names.append(name)
+    save_graph(path, network, inputs, axes, names, metadata)

@@ -246,3 +246,38 @@ def match_level(estimates, mixtures, lens=None):
     shared = (mixtures.double() * estimates.double()).sum(-1, keepdim=True)
     scale = torch.where(energy > 0, shared / energy.clamp(min=1e-30), 0.0)
     return estimates * scale.to(estimates.dtype)
+
+
+def match_level_so_far(estimates, mixtures, sums):
+    """`match_level` of streams: each sample gets the factor that all until it tell.
+
+    Arguments
+    ---------
+    estimates : torch.Tensor
+        The next samples, (batch, time).
+    mixtures : torch.Tensor
+        Theirs, (batch, time).
+    sums : torch.Tensor
+        <estimate, estimate> and <mixture, estimate> before them, in double precision,
+        (2, batch, 1); zeros at the beginning.
+
+    Returns
+    -------
+    estimates : torch.Tensor
+        (batch, time).
+    sums : torch.Tensor
+        After them.
+
+    Example
+    -------
+    >>> mixture, sums = torch.tensor([[1.0, -1.0]]), torch.zeros(2, 1, 1).double()
+    >>> match_level_so_far(7 * mixture, mixture, sums)[0]
+    tensor([[ 1., -1.]])
+    """
+    precise = estimates.double()
+    products = torch.stack((precise * precise, precise * mixtures))
+    totals = torch.cat((sums, products), dim=-1).cumsum(-1)
+    energy, shared = totals[..., 1:]
+    scale = torch.where(energy > 0, shared / energy.clamp(min=1e-30), 0.0)
+    # A copy, as a view would keep all.
+    return estimates * scale.to(estimates.dtype), totals[..., -1:].clone()

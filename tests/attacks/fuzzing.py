@@ -9,11 +9,6 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from speechbrain.utils.importutils import LazyModule
-
-# Hypothesis asks all modules where they are, which would import SpeechBrain's lazy ones
-# with packages that are not there.
-LazyModule.__file__ = None
 
 SECONDS, BYTES = 20, 1 << 30
 """What reading one small file may take, beyond what the process has already."""

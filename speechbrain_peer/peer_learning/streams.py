@@ -9,10 +9,14 @@ A model can do that if its encoder, separator and decoder can: each then has
 The encoder's `finish(state)` returns the frames that only the end of the mixture makes
 whole, the decoder's the samples after those of the last frame. States are nested tuples
 of tensors whose first dimension is the batch: to be saved, copied, moved, put together.
-Predictors and mask head work frame by frame and need none; a model whose second
-predictor sees the frames around cannot extract from streams.
+Predictors and mask head work frame by frame and need none, and the separator gives a
+frame for each that it takes; a model whose second predictor sees the frames around
+cannot extract from streams.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -107,6 +111,68 @@ def finish(modules, embeddings, state, length):
     tail = modules["decoder"].finish(decoder)[:, 0]
     estimates = torch.cat((estimates, tail), dim=1)
     return F.pad(estimates, (0, length - estimates.shape[1]))
+
+
+class Schedule(NamedTuple):
+    """When a model's estimates are complete, counted in samples from the start."""
+
+    first: int
+    """Samples of the mixture that the first estimates need."""
+    ready: int
+    """Estimates that are complete then."""
+    hop: int
+    """So many more are complete after every so many further samples."""
+
+    def completed(self, taken):
+        """How many estimates are complete when so many samples, an int or an array,
+        have been heard.
+
+        Example
+        -------
+        >>> Schedule(first=16, ready=8, hop=8).completed(np.array([15, 16, 23, 24]))
+        array([ 0,  8,  8, 16])
+        """
+        hops = (taken - self.first) // self.hop
+        return np.where(hops < 0, 0, self.ready + hops * self.hop)
+
+
+@torch.no_grad()
+def measure_schedule(modules):
+    """Finds out how late a model's estimates are, from silence, sample by sample.
+
+    Encoder and decoder alone decide that.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages, of a model that extracts from streams.
+
+    Returns
+    -------
+    Schedule
+
+    Example
+    -------
+    >>> from speechbrain_peer.nnet.filterbank import Decoder, Encoder
+    >>> modules = {"encoder": Encoder(32, 16, 8), "decoder": Decoder(32, 16, 8)}
+    >>> measure_schedule(modules)
+    Schedule(first=16, ready=8, hop=8)
+    """
+    encoder, decoder = modules["encoder"], modules["decoder"]
+    states = encoder.init_state(1), decoder.init_state(1)
+    weights = (weight for stage in modules.values() for weight in stage.parameters())
+    sample = next(weights).new_zeros(1, 1)
+    heard, ready, events = 0, 0, []
+    while len(events) < 2:
+        heard += 1
+        W, state = encoder.step(sample, states[0])
+        estimates, tail = decoder.step(W, states[1])
+        states = state, tail
+        if estimates.shape[-1]:
+            ready += estimates.shape[-1]
+            events.append((heard, ready))
+    (first, ready), (second, _) = events
+    return Schedule(first, ready, second - first)
 
 
 def _extract_frames(modules, W, embeddings, states):

@@ -1,0 +1,49 @@
+"""What is done to modules, whatever they compute."""
+
+from contextlib import contextmanager
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrapped(module):
+    """The module inside of DDP, data-parallel and compiled ones."""
+    if isinstance(module, (DistributedDataParallel, torch.nn.DataParallel)):
+        return unwrapped(module.module)
+    return getattr(module, "_orig_mod", module)
+
+
+@contextmanager
+def evaluating(modules):
+    """Modules as they compute at evaluation, in the middle of a training step.
+
+    Arguments
+    ---------
+    modules : Mapping
+        Of modules, wrapped or not.
+
+    Yields
+    ------
+    dict
+        The modules, unwrapped: processes need not all compute with them. Nothing that
+        they compute has a gradient. Afterwards they are in training or not, as before.
+
+    Example
+    -------
+    >>> layer = torch.nn.BatchNorm1d(1)
+    >>> with evaluating({"layer": layer}) as modules:
+    ...     modules["layer"](torch.ones(1, 1)).requires_grad, modules["layer"].training
+    (False, False)
+    >>> layer.training
+    True
+    """
+    modules = {name: unwrapped(module) for name, module in modules.items()}
+    in_training = {name: module.training for name, module in modules.items()}
+    try:
+        for module in modules.values():
+            module.eval()
+        with torch.no_grad():
+            yield modules
+    finally:
+        for name, module in modules.items():
+            module.train(in_training[name])
