@@ -14,10 +14,8 @@ from scipy.signal import resample_poly
 from tiny_model import SAMPLE_RATE, build
 
 from speechbrain_peer.inference.chunks import chunk_bounds, cut_chunks, extract_chunks
-from speechbrain_peer.inference.interface import (
-    LONGEST_ENROLLMENT,
-    TargetSpeechExtraction,
-)
+from speechbrain_peer.inference.interface import TargetSpeechExtraction
+from speechbrain_peer.inference.of_files import LONGEST_ENROLLMENT
 from speechbrain_peer.inference.recordings import (
     BLOCK,
     Recording,

@@ -68,7 +68,7 @@ VALUES = {
     "class that unpickles": "!new:speechbrain.lobes.models.beats.BEATs {ckp_path: x}",
     "function that unpickles": "!name:torch.load",
     "own function": "!name:speechbrain_peer.packaging.export.export_model {folder: x}",
-    "module of a module": "!name:speechbrain_peer.inference.interface.os.system",
+    "module of a module": "!name:speechbrain_peer.inference.of_files.os.system",
     "package of a similar name": "!new:speechbrain_peerless.Thing",
     "package": "!new:torch.nn",
     "class that is not there": "!new:torch.nn.Missing",

@@ -4,7 +4,6 @@ from speechbrain_peer.cli.options import (
     add_device,
     add_manifest,
     add_trust,
-    existing_folder,
     folder_to_fill,
     load_interface,
 )
@@ -38,7 +37,6 @@ def add_arguments(parser):
     instead(
         "--microphones",
         metavar="ROOMS",
-        type=existing_folder,
         help="instead: what two to four microphones of a room are worth, in rooms of "
         "`tse rooms`: alone, averaged, as a beamformer, lent",
     )
