@@ -117,10 +117,10 @@ def write(path, samples, rate=RATE):
     return Recording.open(path)
 
 
-@pytest.mark.parametrize(("start", "drift"), [(2.5, 60), (-1.25, -90), (0.0, 0)])
+@pytest.mark.parametrize(("start", "drift"), [(2.5, 200), (-1.25, -180), (0.0, 0)])
 def test_drift_between_clocks_is_told(tmp_path, monkeypatch, start, drift):
     monkeypatch.setattr(alignment, "PIECE", 2.0)
-    moment = speech_like(200, seed=4)
+    moment = speech_like(80, seed=4)
     theirs = moment[max(0, round(start * RATE)) :]
     ours = moment[max(0, -round(start * RATE)) :]
     # What a clock that is fast counts.
@@ -128,7 +128,7 @@ def test_drift_between_clocks_is_told(tmp_path, monkeypatch, start, drift):
     theirs = np.interp(times, np.arange(len(theirs)), theirs)
     first, other = write(tmp_path / "a.wav", ours), write(tmp_path / "b.wav", theirs)
     clock = compare_clocks(first, other, RATE)
-    assert clock.drift == pytest.approx(drift, abs=4)
+    assert clock.drift == pytest.approx(drift, abs=8)
     assert clock.offset == pytest.approx(start, abs=2e-3)
     assert clock.rate_of(other) == pytest.approx(RATE * (1 + drift * 1e-6), abs=0.02)
 
