@@ -19,7 +19,7 @@ PAGES = [
 ]
 COMMANDS = (
     'pip install ".[pesq,demo]" && python recipes/LibriMix/train.py hparams/demo.yaml',
-    'pip install ".[pesq,demo,rooms,test]" && pytest',
+    'pip install ".[pesq,demo,rooms,serve,test]" && pytest',
 )
 
 
