@@ -25,6 +25,7 @@ from speechbrain_peer.peer_learning.exchange import (
 )
 from speechbrain_peer.peer_learning.predictors import without_predictors
 from speechbrain_peer.peer_learning.quality import (
+    LEND,
     agree,
     estimated_snr,
     extract_by_quality,
@@ -120,6 +121,25 @@ def test_where_nobody_else_is_there_a_recording_is_alone():
     assert not extract_by_quality(modules, 0 * mixtures, embedding).any()
 
 
+@torch.no_grad()
+def test_only_what_is_nearly_the_same_is_averaged(identity):
+    torch.manual_seed(0)
+    first, other = torch.randn(2, RATE)
+    voice = identity.encode_speaker(first[None])
+    middle = slice(16, -16)
+
+    def together(cosine):
+        second = cosine * first + (1 - cosine**2) ** 0.5 * other
+        mixtures = torch.stack((first, second))
+        return extract_by_quality(identity.mods, mixtures, voice)[middle], second
+
+    estimate, _ = together(0.6)
+    torch.testing.assert_close(estimate, first[middle], rtol=1e-3, atol=1e-3)
+    estimate, second = together(0.95)
+    mean = (first + second)[middle] / 2
+    torch.testing.assert_close(estimate, mean, rtol=0, atol=0.05)
+
+
 def test_a_better_recording_keeps_its_own():
     own, all_agree = torch.randn(3, 5, 4), torch.ones(3, 3)
     weights = torch.tensor([[100.0], [1.0], [1.0]])
@@ -139,7 +159,7 @@ def test_recordings_agree_where_both_are_there():
     estimates = torch.stack((talker, 3 * talker * late, other))
     present = torch.ones_like(estimates)
     present[1] = late
-    agreement = agree(estimates, present)
+    agreement = agree(estimates, present, LEND)
     assert agreement[0].tolist() == [1, 1, 0]
     assert torch.equal(agreement, agreement.T)
 

@@ -4,7 +4,8 @@ Recordings lend as far as they agree: where the estimates of two, each alone, ar
 alike, they hear the talker too differently (from another corner of the room, or with a
 delay that was not found), or one hears somebody else. How good each is tells what the
 estimates then leave of it: the ratio of the energies of estimate and rest, an estimated
-signal-to-noise ratio. By that they lend once more, and count in what is made of them.
+signal-to-noise ratio. By that they lend once more, and count in what is made of them,
+which asks for more: the mean is for those alone whose estimates are nearly the same.
 Recordings that agree and are equally good lend as in training.
 """
 
@@ -15,8 +16,11 @@ from speechbrain_peer.peer_learning.exchange import check_lends, estimate, repre
 MARGIN = 2.0
 """By how much a recording has to be better than all others together to keep its own."""
 
-STRANGE, ALIKE = 0.4, 0.5
+LEND = 0.4, 0.5
 """Cosines of the estimates of two recordings between which they begin to lend."""
+
+AVERAGE = 0.7, 0.9
+"""Those between which estimates, lent already, begin to be averaged."""
 
 
 def extract_by_quality(modules, mixtures, embeddings, present=None):
@@ -54,15 +58,16 @@ def extract_by_quality(modules, mixtures, embeddings, present=None):
         estimates, _ = estimate(modules, branches, lent, mixtures.shape[-1])
         return estimates[:, 0].float()
 
-    agreement = agree(estimates_by(own), present)
+    agreement = agree(estimates_by(own), present, LEND)
     first = estimates_by(lend_by(present, own, agreement))
     weights = estimated_snr(first, mixtures)[:, None] * present
     second = estimates_by(lend_by(weights, own, agreement))
     # Amplitudes: others that are a little worse are still worth something.
-    return mean_by(second, weights.sqrt() * agreement[0][:, None])
+    alike = agree(second, present, AVERAGE)[0]
+    return mean_by(second, weights.sqrt() * alike[:, None])
 
 
-def agree(estimates, present):
+def agree(estimates, present, cosines):
     """How far recordings agree, told by their estimates.
 
     Arguments
@@ -71,6 +76,8 @@ def agree(estimates, present):
         With any level, (peers, time).
     present : torch.Tensor
         How far each recording is there at a time, 0 to 1, (peers, time).
+    cosines : (float, float)
+        Of estimates that do not agree at all, and of those that do.
 
     Returns
     -------
@@ -80,7 +87,7 @@ def agree(estimates, present):
     Example
     -------
     >>> estimates = torch.tensor([[1.0, 1.0], [2.0, 2.2], [-1.0, 1.0]])
-    >>> agree(estimates, torch.ones(3, 2))
+    >>> agree(estimates, torch.ones(3, 2), LEND)
     tensor([[1., 1., 0.],
             [1., 1., 0.],
             [0., 0., 1.]])
@@ -88,8 +95,9 @@ def agree(estimates, present):
     estimates, present = estimates.double(), present.double()
     shared = (present * estimates) @ (present * estimates).T
     energy = (present * estimates.square()) @ present.T
-    cosines = shared / (energy * energy.T).sqrt().clamp(min=1e-30)
-    agreement = ((cosines - STRANGE) / (ALIKE - STRANGE)).clamp(0, 1)
+    found = shared / (energy * energy.T).sqrt().clamp(min=1e-30)
+    strange, alike = cosines
+    agreement = ((found - strange) / (alike - strange)).clamp(0, 1)
     return agreement.fill_diagonal_(1).float()
 
 
