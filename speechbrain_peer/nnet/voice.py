@@ -59,22 +59,6 @@ def map_voice(function, voice):
     return function(voice)
 
 
-def voice_to(voice, weight):
-    """Moves a voice to a model.
-
-    Arguments
-    ---------
-    voice : torch.Tensor or Frames
-    weight : torch.Tensor
-        One of the model, whose device and type it gets.
-
-    Returns
-    -------
-    torch.Tensor or Frames
-    """
-    return map_voice(lambda tensor: tensor.to(weight), voice)
-
-
 def repeat_voice(voice, times):
     """Repeats a whole batch: for peers, which are extracted from with one voice.
 
