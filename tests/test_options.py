@@ -214,6 +214,7 @@ def test_bf16_needs_instructions(monkeypatch):
 def test_every_plain_entry_is_declared():
     # Of one kind of layer, whose constructor checks it.
     declared = {*OPTIONS, *SIZES, "adapted_block", "adaptation", "causal"}
+    declared |= {"bands", "cue", "temperature", "learned_temperature"}
     for path in HPARAMS.glob("*.yaml"):
         entries = YAML(typ="rt").load(Path(path).read_text(encoding="utf-8"))
         plain = {

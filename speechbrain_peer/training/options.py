@@ -147,7 +147,7 @@ SIZES = """
     out_channels n_blocks n_repeats n_layers n_heads ffn_channels chunk_size n_dense
     dense_channels dense_layers deep_channels pool_channels pool_sizes tcn_channels
     embedding_size speaker_channels speaker_hidden_channels speaker_blocks n_speakers
-    n_all_filters
+    n_all_filters mask_channels cue_frames
 """.split()
 
 RUN_OPTIONS = (*HELP_TEXTS, "jit_module_keys", "compile_module_keys")
