@@ -1,8 +1,10 @@
 """A tiny TD-SpeakerBeam with peer learning, as the end of a training run has it."""
 
+import torch
 from hyperpyyaml import load_hyperpyyaml
 from torch.nn import ModuleDict
 
+from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.packaging.export import export_model
 
 SAMPLE_RATE = 8000
@@ -122,3 +124,15 @@ def export(folder, seed=7):
     modules = build(seed)
     export_model(write_run(folder.parent / "run"), modules, folder)
     return modules
+
+
+def load_identity(folder):
+    """Exports and loads a model whose estimate is the mixture, but for its ends."""
+    export(folder)
+    model = TargetSpeechExtraction.from_hparams(folder)
+    with torch.no_grad():
+        model.mods.encoder.weight.copy_(torch.eye(16))
+        model.mods.decoder.weight.copy_(0.5 * torch.eye(16))
+        model.mods.mask_head.linear.weight.zero_()
+        model.mods.mask_head.linear.bias.fill_(1.0)
+    return model

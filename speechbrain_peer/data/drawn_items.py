@@ -157,10 +157,11 @@ class Renderer:
             [sum(hear(talk, next(responses)) for talk in talks) for talks in others],
             axis=1,
         )
-        if first is not None and len(others) == 1:
+        if len(others) == 1 and mixtures.shape[1] > 1:
             # Lending between microphones needs the target at one time in all of them;
             # what is left, fractions of a sample, is what extraction leaves too.
-            delays = direct_taps(first) - direct_taps(first)[0]
+            taps = direct_taps(first)
+            delays = taps - taps[0]
             mixtures, targets = line_up(mixtures, delays), line_up(targets, delays)
         for branch, noise in enumerate(scene.noises):
             mixtures[:, branch] += self._noise(noise, heard[:, branch])
