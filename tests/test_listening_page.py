@@ -20,12 +20,12 @@ from tiny_model import export
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli import listening_page
 from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.cli.access import LARGEST_UPLOAD
 from speechbrain_peer.cli.listening_page import (
     describe_match,
     extract_and_draw,
     serve_page,
 )
-from speechbrain_peer.cli.page_guard import LARGEST_UPLOAD
 from speechbrain_peer.inference.match import MatchScorer
 from speechbrain_peer.packaging.export import add_match_scorer
 

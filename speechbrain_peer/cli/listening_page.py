@@ -10,13 +10,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from speechbrain_peer.cli.access import LARGEST_UPLOAD, LocalOnly
 from speechbrain_peer.cli.page_example import make_example
-from speechbrain_peer.cli.page_guard import (
-    LARGEST_UPLOAD,
-    LocalOnly,
-    ShownFiles,
-    temporary_files_inside,
-)
+from speechbrain_peer.cli.page_files import ShownFiles, temporary_files_inside
 from speechbrain_peer.evaluation.figures import extraction_figure
 from speechbrain_peer.inference.presence import present_share
 from speechbrain_peer.inference.recordings import BLOCK, read_start, resample_blocks
