@@ -34,7 +34,7 @@ def live_endpoint(model, voices, places, run):
     -------
     callable
     """
-    from fastapi import WebSocket
+    from fastapi import WebSocket, WebSocketDisconnect
 
     async def live(
         websocket: WebSocket,
@@ -45,7 +45,8 @@ def live_endpoint(model, voices, places, run):
     ):
         await websocket.accept()
         try:
-            with places.take():
+            # Who has gone needs no answer.
+            with places.take(), contextlib.suppress(WebSocketDisconnect):
                 found, limits = voices.get(voice), voices.limits
                 session = Session(model, found, rate, format, channels, limits)
                 await session.serve(websocket, run)

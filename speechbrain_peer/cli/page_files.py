@@ -61,6 +61,30 @@ class ShownFiles:
             path.unlink(missing_ok=True)
 
 
+def without_folders(message, *paths):
+    """Names files as the user does, without the folders they were uploaded to.
+
+    Arguments
+    ---------
+    message : str
+        What to tell.
+    *paths : str or None
+        Of the files that it may name.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> without_folders("/tmp/1b/anna.wav: is silent", "/tmp/1b/anna.wav")
+    'anna.wav: is silent'
+    """
+    for path in filter(None, paths):
+        message = message.replace(path, Path(path).name)
+    return message
+
+
 @contextmanager
 def temporary_files_inside():
     """Keeps all temporary files in one new folder of this user, gone in the end.
