@@ -4,7 +4,6 @@ from speechbrain_peer.cli.options import (
     add_device,
     add_manifest,
     add_trust,
-    existing_folder,
     folder_to_fill,
     load_interface,
 )
@@ -53,7 +52,6 @@ def add_arguments(parser):
     add(
         "--librispeech_folder",
         metavar="FOLDER",
-        type=existing_folder,
         help="with --asr: holds test-clean ... with their transcripts",
     )
     add_device(add)
