@@ -85,7 +85,7 @@ HEARD = (
 def test_words_are_counted_as_they_are_known():
     result = words.evaluate(GivesHalf(), TRIALS, Heard(*HEARD), TRANSCRIPTS)
     assert (result["n_items"], result["n_cut"]) == (3, 1)
-    transcript, own = result["transcript"], result["own_words"]
+    transcript, own = result["transcript"], result["own"]
     # Of ann's two trials; bob's target lacks the end of what is written.
     assert (transcript["items"], transcript["words"]) == (2, 8)
     assert transcript["mixture"] == [100 * (3 + 4) / 8, 0.0]
@@ -99,7 +99,7 @@ def test_words_are_counted_as_they_are_known():
     row = result["items"][2]
     assert row["transcript"] is None and row["transcript_words"] is None
     assert row["heard_in_estimate"] == "IT'S A LONG STORY"
-    assert row["own_words_mixture_errors"] == 2
+    assert row["own_mixture_errors"] == 2
     text = words.markdown(result)
     assert (
         "| transcript, of whole utterances | 2 | 8 | 87.5 ± 0.0 | 12.5 ± 0.0 |" in text
@@ -113,7 +113,7 @@ def test_without_transcripts_the_clean_target_tells():
     text = words.markdown(result)
     assert "whole utterances" not in text and "Without transcripts" in text
     silent = words.evaluate(GivesHalf(), TRIALS[:1], Heard(("a", "", "")))
-    assert silent["own_words"]["mixture"] is None
+    assert silent["own"]["mixture"] is None
     assert "| 1 | 0 | - | - | - | - |" in words.markdown(silent)
 
 
@@ -245,9 +245,9 @@ def test_the_command(tmp_path, recogniser_folder, capsys):
     for row in whole:
         assert row["transcript"] == texts[row["item"].split("_")[0]]
     # Whatever a network with random weights hears, it is what is scored.
-    (estimate, _) = result["own_words"]["estimate"]
-    errors = sum(int(row["own_words_estimate_errors"]) for row in rows)
-    assert estimate == pytest.approx(100 * errors / result["own_words"]["words"])
+    (estimate, _) = result["own"]["estimate"]
+    errors = sum(int(row["own_estimate_errors"]) for row in rows)
+    assert estimate == pytest.approx(100 * errors / result["own"]["words"])
     assert main(list(map(str, command))) == 0
     assert "Without transcripts" in capsys.readouterr().out
 

@@ -20,10 +20,10 @@ SIGNALS = ("mixture", "estimate", "target")
 CUT = 0.001
 """Seconds: a target that lacks more of its utterance is cut."""
 
-TRANSCRIPT, OWN_WORDS = "transcript", "own_words"
+TRANSCRIPT, OWN = "transcript", "own"
 _REFERENCES = {
     TRANSCRIPT: "transcript, of whole utterances",
-    OWN_WORDS: "what is heard in the target",
+    OWN: "what is heard in the target",
 }
 
 
@@ -125,7 +125,7 @@ def evaluate(model, trials, recogniser, transcripts=None):
     -------
     dict
         `recogniser`, `recogniser_rate`, `sample_rate`, `n_items`, `n_cut` (None without
-        transcripts); of the references `transcript` and `own_words` each `items`,
+        transcripts); of the references `transcript` and `own` each `items`,
         `words` and, as [rate, standard error] in percent, `mixture`, `estimate`,
         `target` and `gain` (None where it has no words); and `items`, a row for each
         trial.
@@ -190,7 +190,7 @@ def _row(trial, estimate, texts, reference):
     }
     for name, words in (
         (TRANSCRIPT, None if reference is None else split_words(reference)),
-        (OWN_WORDS, heard["target"]),
+        (OWN, heard["target"]),
     ):
         row[f"{name}_words"] = None if words is None else len(words)
         for signal in SIGNALS:
