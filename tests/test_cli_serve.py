@@ -18,9 +18,10 @@ import torch
 from tiny_model import export, export_causal
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.cli import server
+from speechbrain_peer.cli import live_session
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.cli.server import Limits, build_app
+from speechbrain_peer.cli.limits import Limits
+from speechbrain_peer.cli.server import build_app
 
 for name in ("fastapi", "uvicorn", "websockets", "httpx"):
     pytest.importorskip(name)
@@ -253,12 +254,12 @@ def test_when_it_is_full(model):
 def test_nothing_of_a_stream_stays(client, monkeypatch):
     streams = []
 
-    class Watched(server.Session):
+    class Watched(live_session.Session):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             streams.append(weakref.ref(self.stream))
 
-    monkeypatch.setattr(server, "Session", Watched)
+    monkeypatch.setattr(live_session, "Session", Watched)
     voice = enroll(client)
     for ends in (True, False):
         with live(client, voice) as socket:
