@@ -10,13 +10,16 @@ import contextlib
 import json
 
 from speechbrain_peer.cli.limits import DONE, REFUSED, UNUSABLE, Refusal
+from speechbrain_peer.inference.live import push_together
 from speechbrain_peer.utils.messages import one_line
 from speechbrain_peer.utils.pcm import FORMATS, decode_pcm, encode_pcm, frame_size
 
 LONGEST_REASON = 120  # bytes
+MOST_TOGETHER = 32
+"""Streams that are computed at once, so that none waits long."""
 
 
-def live_endpoint(model, voices, places, run):
+def live_endpoint(model, voices, places, run, threads):
     """What answers at `/live`, for FastAPI.
 
     Arguments
@@ -29,12 +32,16 @@ def live_endpoint(model, voices, places, run):
         Each stream takes one.
     run : callable
         Awaitable; calls a function with its arguments in a thread.
+    threads : int
+        How many of these there are.
 
     Returns
     -------
     callable
     """
     from fastapi import WebSocket, WebSocketDisconnect
+
+    pushes = Pushes(run, threads)
 
     async def live(
         websocket: WebSocket,
@@ -49,7 +56,7 @@ def live_endpoint(model, voices, places, run):
             with places.take(), contextlib.suppress(WebSocketDisconnect):
                 found, limits = voices.get(voice), voices.limits
                 session = Session(model, found, rate, format, channels, limits)
-                await session.serve(websocket, run)
+                await session.serve(websocket, run, pushes)
         except Refusal as refusal:
             reason = refusal.reason.encode()[:LONGEST_REASON].decode(errors="ignore")
             # It may have gone meanwhile.
@@ -57,6 +64,56 @@ def live_endpoint(model, voices, places, run):
                 await websocket.close(refusal.code, reason)
 
     return live
+
+
+class Pushes:
+    """Computes the pushes of all sessions: those that came meanwhile, at once.
+
+    A lone stream waits for nobody; the more there are, the more are computed together,
+    which takes little longer than one.
+
+    Arguments
+    ---------
+    run : callable
+        See `live_endpoint`.
+    threads : int
+        How many calls of it may be open.
+    """
+
+    def __init__(self, run, threads):
+        self._run, self._free = run, threads
+        self._waiting, self._workers = [], set()
+
+    async def push(self, stream, samples):
+        """What the stream's own `push` gives, or raises."""
+        outcome = asyncio.get_running_loop().create_future()
+        self._waiting.append((stream, samples, outcome))
+        if self._free:
+            self._free -= 1
+            worker = asyncio.create_task(self._work())
+            # The loop itself holds tasks weakly.
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        return await outcome
+
+    async def _work(self):
+        while self._waiting:
+            now = self._waiting[:MOST_TOGETHER]
+            del self._waiting[:MOST_TOGETHER]
+            streams, samples, outcomes = zip(*now, strict=True)
+            try:
+                found = await self._run(push_together, streams, samples)
+            # Each session tells its own client.
+            except Exception as error:
+                found = [error] * len(now)
+            for outcome, of_one in zip(outcomes, found, strict=True):
+                if outcome.done():  # its session has been ended
+                    continue
+                if isinstance(of_one, Exception):
+                    outcome.set_exception(of_one)
+                else:
+                    outcome.set_result(of_one)
+        self._free += 1
 
 
 class Session:
@@ -87,8 +144,8 @@ class Session:
         self.format, self.channels, self.limits = format, channels, limits
         self.seconds, self.presence = 0.0, None
 
-    async def serve(self, websocket, run):
-        """Serves until either side ends it; `run` calls a function in a thread."""
+    async def serve(self, websocket, run, pushes):
+        """Serves until either side ends it; see `live_endpoint`."""
         stream = self.stream
         told = {"latency": stream.latency, "rate": stream.rate}
         await websocket.send_text(json.dumps(told))
@@ -107,7 +164,11 @@ class Session:
             if message.get("bytes") is None:
                 raise Refusal(400, UNUSABLE, "messages are samples, or the text end")
             samples = self._samples(message["bytes"])
-            await websocket.send_bytes(await run(self._push, samples))
+            try:
+                outputs = await pushes.push(stream, samples)
+            except ValueError as error:
+                raise Refusal(400, UNUSABLE, one_line(str(error))) from error
+            await websocket.send_bytes(encode_pcm(outputs.numpy(), self.format))
             await self._tell_presence(websocket)
 
     def _samples(self, data):
@@ -120,13 +181,6 @@ class Session:
         if self.seconds > self.limits.seconds:
             raise Refusal(413, REFUSED, f"streams have up to {self.limits.seconds:g} s")
         return decode_pcm(data, self.format, self.channels)
-
-    def _push(self, samples):
-        try:
-            outputs = self.stream.push(samples)
-        except ValueError as error:
-            raise Refusal(400, UNUSABLE, one_line(str(error))) from error
-        return encode_pcm(outputs.numpy(), self.format)
 
     def _end(self):
         rest = self.stream.flush().numpy()

@@ -4,6 +4,7 @@ import os
 
 from speechbrain_peer.cli.options import (
     add_model_options,
+    choose_model,
     load_interface,
     positive_number,
     whole_number,
@@ -73,6 +74,7 @@ def run(options):
 
         token = secrets.token_urlsafe(24)
         print(f"token: {token}", flush=True)
+    choose_model(options, live=True)
     model = load_interface(options)
     torch.set_num_threads(1)
     limits = Limits(

@@ -132,7 +132,7 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
                 file = await run(_named, _extract_file, path, model, found, limits)
         return StreamingResponse(_chunks(file), media_type="audio/wav")
 
-    app.websocket("/live")(live_endpoint(model, voices, places, run))
+    app.websocket("/live")(live_endpoint(model, voices, places, run, threads))
     return app
 
 
