@@ -1,8 +1,8 @@
 """Running averages of the weights: what a training validates, tests and exports.
 
-At a constant learning rate the weights go on moving around a better place: their average
-is nearer to it than any of them. It moves less from one epoch to the next, so that the
-best epoch is chosen by less chance.
+At a constant learning rate the weights go on moving around a better place. Their
+running average is nearer to it than any of them, and moves less from one epoch to the
+next.
 """
 
 import torch
