@@ -661,6 +661,7 @@ def test_every_yaml_key_is_used(path):
     scripts = (ROOT / "recipes/LibriMix/train.py").read_text(encoding="utf-8")
     brain_options = {"precision", "max_grad_norm", "ckpt_interval_minutes"}
     brain_options |= {"optimizer_step_limit", "nonfinite_patience", "__set_seed"}
+    brain_options |= {"averaged_steps"}
     keys = [
         line.split(":")[0]
         for line in text.splitlines()

@@ -62,6 +62,7 @@ class PeerBrain(SafeBrain):
                 self.hparams.level,
             )
         embeddings = embed(self.modules, *enrollments)
+
         # One or more branches, peers with the same target, as one stacked batch.
         mixtures = mixtures.movedim(-1, 0).flatten(0, 1)
         targets = batch.target_sig.data.movedim(-1, 0)
