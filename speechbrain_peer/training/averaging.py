@@ -34,7 +34,7 @@ class WeightAverages(AveragedModel):
     >>> modules = torch.nn.ModuleDict({"stage": torch.nn.Linear(1, 1, bias=False)})
     >>> averages = WeightAverages(modules, steps=2)
     >>> for weight in [1.0, 3.0, 5.0, 5.0]:
-    ...     modules["stage"].weight.data.fill_(weight)
+    ...     _ = modules["stage"].weight.data.fill_(weight)
     ...     averages.update_parameters(modules)
     >>> round(averages.module["stage"].weight.item(), 2)
     4.82
