@@ -27,6 +27,19 @@ for name in ("gradio", "websockets"):
 
 RATE = 48000
 VOICE = "Voice of this person"
+PLAYER = "document.querySelector('audio[aria-label=Live]')"
+# The last samples of what the player is given.
+LISTEN = """() => new Promise((resolve) => {
+  const context = new AudioContext();
+  const analyser = new AnalyserNode(context, { fftSize: 32768 });
+  const { srcObject } = PLAYER;
+  context.createMediaStreamSource(srcObject).connect(analyser);
+  setTimeout(() => {
+    const samples = new Float32Array(32768);
+    analyser.getFloatTimeDomainData(samples);
+    resolve([...samples]);
+  }, 1500);
+})""".replace("PLAYER", PLAYER)
 
 
 @pytest.fixture(scope="module")
@@ -227,10 +240,7 @@ def test_live_in_the_browser(tab, model, recordings, streams):
     played = tab.evaluate(LISTEN)
     button(tab, "Stop").click()
     button(tab, "Start").wait_for()
-    assert (
-        tab.evaluate("document.querySelector('audio[aria-label=Live]').srcObject")
-        is None
-    )
+    assert tab.evaluate(f"{PLAYER}.srcObject") is None
 
     sent = [data for data in sent if isinstance(data, bytes)]
     received = joined([data for data in answered if isinstance(data, bytes)])
@@ -253,20 +263,6 @@ def test_live_in_the_browser(tab, model, recordings, streams):
     wait_until(lambda: not any(stream() for stream in streams))
 
 
-# The last samples of what the player is given.
-LISTEN = """() => new Promise((resolve) => {
-  const context = new AudioContext();
-  const analyser = new AnalyserNode(context, { fftSize: 32768 });
-  const { srcObject } = document.querySelector("audio[aria-label=Live]");
-  context.createMediaStreamSource(srcObject).connect(analyser);
-  setTimeout(() => {
-    const samples = new Float32Array(32768);
-    analyser.getFloatTimeDomainData(samples);
-    resolve([...samples]);
-  }, 1500);
-})"""
-
-
 def test_a_recorded_voice_and_a_page_that_is_closed(tab, streams):
     voice = block(tab, VOICE)
     voice.get_by_label("Record audio").click()
@@ -277,6 +273,11 @@ def test_a_recorded_voice_and_a_page_that_is_closed(tab, streams):
         tab.locator(".start:enabled").click()
     address = opened.value.url
     tab.locator(".late:not(:empty)").wait_for()
+    button(tab, "Stop").click()
+    with tab.expect_websocket():
+        button(tab, "Start").click()  # at once again
+    tab.locator(".late:not(:empty)").wait_for()
+    assert tab.evaluate(f"{PLAYER}.srcObject !== null")
     assert not refusal(address)
     tab.close()
     wait_until(lambda: "no such voice" in refusal(address))

@@ -103,6 +103,7 @@ class Session {
     this.socket = new WebSocket(address);
     this.socket.binaryType = "arraybuffer";
     this.socket.onmessage = ({ data }) => {
+      if (this.closed) return;
       if (typeof data === "string") this.hear(JSON.parse(data));
       else this.play(new Int16Array(data));
     };
@@ -162,7 +163,7 @@ class Session {
 
   play(block) {
     this.underWay -= 1;
-    if (this.closed || !block.length) return;
+    if (!block.length) return;
     const samples = Float32Array.from(block, (x) => x / FULL_SCALE);
     find(".out").value = level(samples);
     this.node.port.postMessage(samples);
@@ -171,6 +172,7 @@ class Session {
   close(reason = "") {
     if (session === this) {
       session = null;
+      audio.srcObject = null;
       show();
       tell(reason);
     }
@@ -178,7 +180,6 @@ class Session {
     this.socket?.close();
     this.microphone?.getTracks().forEach((track) => track.stop());
     if (this.context?.state !== "closed") this.context?.close();
-    audio.srcObject = null;
   }
 }
 
