@@ -27,7 +27,7 @@ from speechbrain_peer.cli.listening_page import (
 )
 from speechbrain_peer.cli.page_guard import LARGEST_UPLOAD
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.packaging.export import add_scorers
 
 RATE = 16000
 LONGEST = 120_000  # milliseconds, on a busy machine
@@ -43,7 +43,7 @@ def model_folder(tmp_path_factory):
     export(folder)
     scorer = MatchScorer(16)
     scorer.bias.fill_(2.6)
-    return str(add_match_scorer(folder, scorer))
+    return str(add_scorers(folder, match_scorer=scorer))
 
 
 @pytest.fixture(scope="module")
