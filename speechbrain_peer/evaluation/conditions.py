@@ -144,7 +144,9 @@ def score_conditions(model, trials, judge=None):
         except TooFewSpeakers as error:
             left_out[name] = str(error)
         else:
-            scores[name] = score_trials(model, varied, name, judge)
+            # Of the others no table tells what the judge says.
+            asked = judge if name in (UNCHANGED, ABSENT) else None
+            scores[name] = score_trials(model, varied, name, asked)
     return scores, left_out
 
 
