@@ -10,7 +10,7 @@ from tiny_model import build, export, write_run
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.evaluation.calibration import calibrate
-from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.inference.match import JudgeScorer, MatchScorer
 from speechbrain_peer.nnet.filterbank import Encoder
 from speechbrain_peer.packaging.export import add_scorers
 from speechbrain_peer.peer_learning.exchange import embed, extract
@@ -95,11 +95,13 @@ def test_the_match_score_of_the_runs_own_export_is_kept(run):
     own = export_run(run_folder, run_folder / "model", "tiny")
     scorer = MatchScorer(embedding_size=16)
     scorer.weight.copy_(torch.tensor([2.0, -3.0]))
-    add_scorers(own, match_scorer=scorer)
+    judge_scorer = JudgeScorer(6, "somebody", mark="c0ffee", threshold=0.25)
+    add_scorers(own, match_scorer=scorer, judge_scorer=judge_scorer)
     for folder in (run_folder.parent / "elsewhere", own):
         export_run(run_folder, folder, "tiny")
         model = TargetSpeechExtraction.from_hparams(source=folder)
         assert torch.equal(model.mods.match_scorer.weight, scorer.weight)
+        assert model.mods.judge_scorer.arguments == judge_scorer.arguments
 
 
 def test_the_match_score_of_other_weights_is_left_out(run, tmp_path, caplog):
