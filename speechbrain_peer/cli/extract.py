@@ -163,13 +163,15 @@ def run(options):
                 tqdm.write(printable(f"tse: {recording}"), file=sys.stderr)
             if match is not None and not told:
                 told = True
-                tqdm.write(match_legend(scorer), file=sys.stderr)
+                tqdm.write(printable(match_legend(scorer)), file=sys.stderr)
             columns = [PIPE if job.output is None else printable(str(job.output))]
             if match is not None:
                 columns.append(f"{match:.2f}")
             if present is not None:
                 columns.append(f"present {present:.0%}")
-            if options.require_match and (match < scorer.threshold or present == 0):
+            # A judge is asked to choose between these signs: then its own decides.
+            nobody = present == 0 and judge is None
+            if options.require_match and (match < scorer.threshold or nobody):
                 doubtful = True
                 doubt = f"tse: {columns[0]}: is not that person, by its match"
                 tqdm.write(doubt, file=sys.stderr)

@@ -125,7 +125,7 @@ class _Scorer(nn.Module):
 
     def __init__(self, embedding_size, threshold):
         super().__init__()
-        self.threshold = threshold
+        self.threshold = float(threshold)
         self.register_buffer("center", torch.zeros(embedding_size))
         self.register_buffer("weight", torch.zeros(self.N_FEATURES))
         self.register_buffer("bias", torch.zeros(()))
@@ -249,7 +249,7 @@ class JudgeScorer(_Scorer):
 
     def __init__(self, embedding_size, judge, mark, threshold=0.5):
         super().__init__(embedding_size, threshold)
-        self.judge, self.mark = judge, mark
+        self.judge, self.mark = str(judge), str(mark)
 
     @property
     def arguments(self):
