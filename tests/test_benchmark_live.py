@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from tiny_model import export_causal
 
-from benchmark import live, live_case, serve
+from benchmark import int8, live, live_case, serve
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.evaluation.trial_scores import score_estimate
+from speechbrain_peer.evaluation.trials import Trial
 from speechbrain_peer.packaging.loading import load_model
+from speechbrain_peer.packaging.onnx_graphs import open_graph
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,22 @@ def test_the_load_of_a_server(folder, capsys):
 def test_a_server_that_cannot_start_is_told(tmp_path):
     with pytest.raises(SystemExit, match="no such folder"):
         serve.main([str(tmp_path / "nothing!")])
+
+
+def test_what_eight_bits_cost(causal_graphs, tmp_path):
+    model = TargetSpeechExtraction.from_hparams(causal_graphs[0])
+    sessions = {
+        name: open_graph(causal_graphs[1] / file)
+        for name, file in (*int8.GRAPHS.items(), ("again", "stream.onnx"))
+    }
+    signals = np.random.default_rng(0).standard_normal((4, 4001)).astype(np.float32)
+    trial = Trial(
+        "a", ("1", "2"), signals[0], (signals[1],), 0 * signals[2], signals[3]
+    )
+    found = int8.score(model, sessions, [trial])
+    voice = model.encode_speaker(signals[3:])
+    mixture = np.pad(trial.mixture, (0, 1000))[None]
+    whole = model.stream(voice=voice).push(mixture)[0, :4001].numpy()
+    expected = score_estimate(whole, trial)["si_sdri"]
+    assert found["fp32"] == found["again"] == pytest.approx([expected], abs=1e-3)
+    assert found["int8"] != found["fp32"]

@@ -239,7 +239,7 @@ def interrupt(arguments, until):
         assert block, written
         written += block
     os.killpg(process.pid, signal.SIGINT)
-    rest = process.communicate(timeout=60)[0]
+    rest = process.communicate(timeout=300)[0]
     return process.returncode, rest.decode()
 
 

@@ -18,6 +18,8 @@ from speechbrain_peer.data.mixing_metadata import (
     draw_pairs,
     write_mixing_metadata,
 )
+from speechbrain_peer.data.transcripts import read_transcripts
+from speechbrain_peer.evaluation.words import split_words
 from speechbrain_peer.utils.files import DataError
 
 RATE = 16000
@@ -89,6 +91,16 @@ def test_speech_fills_the_files(corpus):
         assert len(samples) - heard[-1] < 0.1 * RATE
         assert 0.4 < level.max() < 0.6
         assert np.sqrt(np.mean(samples**2)) > 0.02
+
+
+@needs_demo_extra
+def test_what_is_said_is_written_beside_it(corpus):
+    names = [path.stem for path in corpus[1].rglob("*.flac")]
+    transcripts = read_transcripts(corpus[1], names)
+    assert len({transcript.words for transcript in transcripts.values()}) == len(names)
+    for words, seconds in transcripts.values():
+        assert split_words(words) == words.split()
+        assert 2 < len(words.split()) / seconds < 5
 
 
 @needs_demo_extra

@@ -323,7 +323,7 @@ def test_a_match_can_be_required(
     written, _ = soundfile.read(tmp_path / "out.wav")
     legend = capsys.readouterr().err
     assert f"below {threshold:.2f}" in legend
-    assert ("ecapa judges" in legend) == bool(asked)
+    assert ("which ecapa does not" in legend) == bool(asked)
     assert main([*map(str, arguments), "--require-match"]) == code
     assert np.array_equal(soundfile.read(tmp_path / "out.wav")[0], written)
     told = capsys.readouterr().err.count("out.wav: is not that person, by its match")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.cli.options import DEFAULT_MODEL
 from speechbrain_peer.data.dataset import evaluation_set
 from speechbrain_peer.data.prepare import prepare_librimix
 from speechbrain_peer.evaluation.metrics import judge, si_sdr
@@ -42,7 +41,7 @@ def test_real_speech_is_rendered(items):
 
 def test_who_is_enrolled_is_extracted(items):
     """On speakers that the model has not been trained on, both ways round."""
-    model = TargetSpeechExtraction.from_hparams(DEFAULT_MODEL)
+    model = TargetSpeechExtraction.from_hparams("small-8k")
     for item_id, item in items.items():
         mixture_id, k = item_id.rsplit("_s", 1)
         other = items[f"{mixture_id}_s{3 - int(k)}"]
@@ -64,7 +63,7 @@ def test_bf16_extracts_as_well_as_fp32(items):
     changes = []
     models = [
         TargetSpeechExtraction.from_hparams(
-            DEFAULT_MODEL, run_opts={"precision": precision}
+            "small-8k", run_opts={"precision": precision}
         )
         for precision in ("fp32", "bf16")
     ]

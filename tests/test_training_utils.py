@@ -193,8 +193,9 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
 
     # It stands in the way of no other, and does not stay.
     checkpointer.save_and_keep_only(meta={"loss": 0.0}, min_keys=["loss"])
-    assert len(SafeCheckpointer(tmp_path).list_checkpoints()) == 2
-    assert not broken.exists()
+    left = SafeCheckpointer(tmp_path).find_checkpoints()
+    assert [checkpoint.meta["loss"] for checkpoint in left] == [0.0, -3.0]
+    assert len(list(tmp_path.glob("CKPT*"))) == 2
 
 
 def test_a_damaged_best_checkpoint_falls_back_to_the_second_best(tmp_path):

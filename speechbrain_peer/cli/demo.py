@@ -5,6 +5,7 @@ from pathlib import Path
 
 from speechbrain_peer.cli.options import (
     add_model_options,
+    choose_model,
     load_interface,
     whole_number,
 )
@@ -28,6 +29,7 @@ def run(options):
     from speechbrain_peer.cli.listening_page import import_gradio, serve_page
 
     import_gradio()  # before a model is loaded in vain
+    choose_model(options)
     path = Path(options.model)
     name = path.resolve().name if path.is_dir() else options.model
     with serve_page(load_interface(options), name, options.port) as address:

@@ -15,6 +15,8 @@ EXAMPLES = [
     "tse evaluate my-model test.json --judge resemblyzer",
     "tse evaluate results/td_speakerbeam_pl/1234/model test.json --second-take",
     "tse evaluate results/peers/1234/model test.json --microphones phones -o tables",
+    "tse evaluate small-8k test.json --asr speechbrain/asr-crdnn-rnnlm-librispeech "
+    "--librispeech_folder LibriSpeech",
 ]
 
 
@@ -27,8 +29,8 @@ def add_arguments(parser):
         "-o",
         "--output",
         type=folder_to_fill,
-        help="folder for evaluation.md and evaluation.json (or second_takes.*, or "
-        "microphones.*)",
+        help="folder for evaluation.md and evaluation.json (or second_takes.*, "
+        "microphones.* or words.*)",
     )
     instead = parser.add_mutually_exclusive_group().add_argument
     instead(
@@ -44,16 +46,35 @@ def add_arguments(parser):
         "`tse rooms`: alone, averaged, as a beamformer, lent",
     )
     add_judge(instead, "also ask a judge with whom the model has been calibrated")
+    instead(
+        "--asr",
+        metavar="MODEL",
+        help="instead: what speech recognition gains, by an EncoderDecoderASR of "
+        "SpeechBrain, a folder or one of the Hugging Face Hub; its YAML can run any "
+        "code, so trust its author",
+    )
+    add(
+        "--librispeech_folder",
+        metavar="FOLDER",
+        help="with --asr: holds test-clean ... with their transcripts",
+    )
     add_device(add)
     add_trust(add)
 
 
 def run(options):
     """Evaluates, prints the tables and writes them."""
-    from speechbrain_peer.evaluation import conditions, microphones, second_takes
+    from speechbrain_peer.evaluation import (
+        conditions,
+        microphones,
+        second_takes,
+        words,
+    )
     from speechbrain_peer.evaluation.tables import write_tables
     from speechbrain_peer.evaluation.trials import read_trials
 
+    if options.librispeech_folder and not options.asr:
+        options.parser.error("--librispeech_folder is for --asr")
     model, judge = load_interface(options), load_judge(options)
     if judge is not None:
         judge.scorer_of(model)
@@ -61,6 +82,9 @@ def run(options):
     if options.microphones:
         kind = microphones
         result = kind.evaluate(model, trials, options.microphones)
+    elif options.asr:
+        kind = words
+        result = kind.evaluate(model, trials, *_recogniser(options, trials))
     elif options.second_take:
         kind = second_takes
         result = kind.evaluate(model, trials)
@@ -70,6 +94,19 @@ def run(options):
     text = kind.markdown(result)
     print(text)
     if options.output:
-        items = result.pop("items") if options.microphones else None
+        by_item = options.microphones or options.asr
+        items = result.pop("items") if by_item else None
         write_tables(options.output, kind.NAME, text, result, items)
     return 0
+
+
+def _recogniser(options, trials):
+    """What listens, and the transcripts of the targets, if there are any."""
+    from speechbrain_peer.data.transcripts import read_transcripts
+    from speechbrain_peer.evaluation.recognition import Recogniser
+
+    transcripts = None
+    if options.librispeech_folder:
+        utterances = (trial.utterance for trial in trials)
+        transcripts = read_transcripts(options.librispeech_folder, utterances)
+    return Recogniser(options.asr, options.device), transcripts

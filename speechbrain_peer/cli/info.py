@@ -1,4 +1,4 @@
-"""Describes a model: sample rate, stages, sizes, model card."""
+"""Lists the models of this package, or describes one: stages, sizes, model card."""
 
 import json
 import re
@@ -6,18 +6,28 @@ import re
 from speechbrain_peer.cli.options import add_trust
 from speechbrain_peer.utils.messages import printable
 
-EXAMPLES = ["tse info small-8k"]
+EXAMPLES = ["tse info", "tse info small-8k"]
 
 
 def add_arguments(parser):
     """Declares the options."""
     add = parser.add_argument
-    add("model", help="folder, model of this package or of the Hugging Face Hub")
+    add(
+        "model",
+        nargs="?",
+        help="folder, model of this package or of the Hugging Face Hub; without one, "
+        "those of this package are listed",
+    )
     add_trust(add)
 
 
 def run(options):
-    """Prints the description, and the card with examples to paste."""
+    """Prints the list; or the description, and the card with examples to paste."""
+    if options.model is None:
+        from speechbrain_peer.packaging.catalogue import list_bundled
+
+        print(table_of(list_bundled()))
+        return 0
     from speechbrain_peer.packaging.loading import (
         level_of,
         load_card,
@@ -33,6 +43,40 @@ def run(options):
         card = with_source(card, locate_model(options.model))
         print(f"\n{printable(card)}", end="")
     return 0
+
+
+def table_of(models):
+    """One line for each model of the package.
+
+    Arguments
+    ---------
+    models : list of speechbrain_peer.packaging.catalogue.Bundled
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> from speechbrain_peer.packaging.catalogue import Bundled
+    >>> print(table_of([Bundled("small-8k", 8000, False, 2.61, "8.57")]))
+    name      rate (Hz)  causal  weights (MB)  SI-SDRi (dB)
+    small-8k       8000      no           2.6          8.57
+    <BLANKLINE>
+    SI-SDRi: on the test set that the model's card tells of (tse info NAME).
+    """
+    width = max(map(len, ["name", *(model.name for model in models)]))
+    lines = [f"{'name':{width}}  rate (Hz)  causal  weights (MB)  SI-SDRi (dB)"]
+    for model in models:
+        causal = "yes" if model.causal else "no"
+        lines.append(
+            f"{model.name:{width}}  {model.sample_rate:>9}  {causal:>6}  "
+            f"{model.megabytes:>12.1f}  {model.si_sdri:>12}"
+        )
+    lines.append(
+        "\nSI-SDRi: on the test set that the model's card tells of (tse info NAME)."
+    )
+    return "\n".join(lines)
 
 
 def with_source(card, source):

@@ -2,6 +2,7 @@
 
 from speechbrain_peer.cli.options import (
     add_model_options,
+    choose_model,
     existing_file,
     load_interface,
     positive_number,
@@ -88,6 +89,7 @@ def run(options):
         from speechbrain_peer.cli.live_pipe import extract_pipe as extract
     else:
         from speechbrain_peer.cli.live_devices import extract_devices as extract
+    choose_model(options, options.rate, live=True)
     extract(load_interface(options), options)
     return 0
 

@@ -6,11 +6,10 @@ not there, `OSError` tells, which argparse lets through, and the command ends wi
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from speechbrain_peer.data.layout import CHOICES
-
-DEFAULT_MODEL = "small-8k"
 
 
 def whole_number(least, most=None):
@@ -206,9 +205,9 @@ def add_model_options(add):
     add(
         "-m",
         "--model",
-        default=DEFAULT_MODEL,
-        help="folder of an exported model, a model of this package (default: "
-        "%(default)s), or one of the Hugging Face Hub",
+        help="folder of an exported model, a model of this package (`tse info` lists "
+        "them; default: the one that fits the recording's rate), or one of the Hugging "
+        "Face Hub",
     )
     add_device(add)
     add(
@@ -220,6 +219,30 @@ def add_model_options(add):
         "0.05 dB on average; else fp32",
     )
     add_trust(add)
+
+
+def choose_model(options, rate=None, live=False):
+    """Chooses a model of the package where none is given, and tells which.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Its `model` is filled in.
+    rate : int or None
+        Of the recording, in Hz; None if any may come.
+    live : bool
+        Whether it is for streams.
+    """
+    if options.model is not None:
+        return
+    from speechbrain_peer.packaging.catalogue import choose_bundled
+
+    chosen = choose_bundled(rate, live)
+    options.model = chosen.name
+    print(
+        f"tse: model {chosen.name}, {chosen.sample_rate} Hz (--model chooses another)",
+        file=sys.stderr,
+    )
 
 
 def load_interface(options):

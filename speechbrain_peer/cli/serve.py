@@ -4,6 +4,7 @@ import os
 
 from speechbrain_peer.cli.options import (
     add_model_options,
+    choose_model,
     load_interface,
     positive_number,
     whole_number,
@@ -63,7 +64,8 @@ def run(options):
     """Serves until it is interrupted."""
     import torch
 
-    from speechbrain_peer.cli.server import Limits, build_app, import_server
+    from speechbrain_peer.cli.limits import Limits
+    from speechbrain_peer.cli.server import build_app, import_server
 
     uvicorn = import_server()  # before a model is loaded in vain
     token = os.environ.get(TOKEN_VARIABLE)
@@ -72,6 +74,7 @@ def run(options):
 
         token = secrets.token_urlsafe(24)
         print(f"token: {token}", flush=True)
+    choose_model(options, live=True)
     model = load_interface(options)
     torch.set_num_threads(1)
     limits = Limits(

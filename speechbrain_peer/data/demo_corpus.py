@@ -1,8 +1,8 @@
 """A small corpus of many speakers, spoken offline by eSpeak NG.
 
-It has LibriSpeech's layout and LibriMix metadata, and goes through preparation like the
-real corpora. It shows that everything works; figures measured on it say nothing about
-real speech.
+It has LibriSpeech's layout, with transcripts, and LibriMix metadata, and goes through
+preparation like the real corpora. It shows that everything works; figures measured on
+it say nothing about real speech.
 """
 
 import json
@@ -227,6 +227,12 @@ def _write_speaker(subset_folder, espeak, speaker, texts):
         samples *= PEAK / np.abs(samples).max()
         path = chapter / f"{name}-1-{number:04}.flac"
         soundfile.write(path, samples, LIBRISPEECH_RATE, subtype="PCM_16")
+    lines = (
+        f"{name}-1-{number:04} {text.removesuffix('.').upper()}\n"
+        for number, text in enumerate(texts)
+    )
+    transcripts = chapter / f"{name}-1.trans.txt"
+    transcripts.write_text("".join(lines), encoding="utf-8")
 
 
 def _count_utterances(n_speakers, n_utterances):

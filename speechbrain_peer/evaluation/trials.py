@@ -34,6 +34,8 @@ class Trial(NamedTuple):
     enrollment: np.ndarray
     absent_enrollment: np.ndarray | None = None
     """Of somebody who is not in the mixture, where the manifest has one."""
+    utterance: str = ""
+    """Name of what the target says."""
 
     @property
     def mixture(self):
@@ -93,6 +95,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
                 noise=noise,
                 enrollment=read(row["enrollment"], row["enrollment_length"]),
                 absent_enrollment=absent,
+                utterance=row["target"]["utterance"],
             )
         )
     return trials

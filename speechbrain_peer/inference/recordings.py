@@ -6,7 +6,7 @@ other: a file of hours is never whole in memory.
 
 import math
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -120,6 +120,42 @@ def read_start(path, seconds):
             if left <= 0:
                 break
         return blocks, audio.samplerate
+
+
+def lowest_rate(recordings):
+    """Tells the lowest sample rate of recordings, which are not read for it.
+
+    Arguments
+    ---------
+    recordings : iterable of (str, pathlib.Path or Recording)
+        In any format that `Recording.open` takes.
+
+    Returns
+    -------
+    int or None
+        In Hz, of those that can be read; None where none can.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> paths = [getfixture("tmp_path") / f"{rate}.wav" for rate in (44100, 16000)]
+    >>> for path in paths:
+    ...     soundfile.write(path, np.zeros(4), samplerate=int(path.stem))
+    >>> lowest_rate([*paths, "absent.wav"])
+    16000
+    """
+    rates = []
+    for recording in recordings:
+        with suppress(AudioError):
+            rates.append(_rate_of(recording))
+    return min(rates, default=None)
+
+
+def _rate_of(recording):
+    if isinstance(recording, Recording):
+        return recording.sample_rate
+    with _decoded(recording, seconds=0.1) as file, open_audio(recording, file) as audio:
+        return audio.samplerate
 
 
 def average_channels(blocks):
@@ -238,9 +274,10 @@ def resample_blocks(blocks, from_rate, to_rate):
         yield resampler.resample_chunk(more, last=True)[:left]
 
 
-def _decoded(path):
+def _decoded(path, seconds=None):
     """A context with what ffmpeg makes of a file; with None, if it can be read."""
-    return decode(path) if Path(path).suffix.lower() in DECODED else nullcontext()
+    decoded = Path(path).suffix.lower() in DECODED
+    return decode(path, seconds) if decoded else nullcontext()
 
 
 def _blocks(audio, path):

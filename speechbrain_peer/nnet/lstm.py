@@ -54,6 +54,7 @@ class Lstm(nn.Module):
         self.weight_ih = parameter(in_channels)
         self.weight_hh = parameter(hidden_channels)
         self.bias = parameter()
+        self._packed = _Packed()
 
     def forward(self, x, mask=None):
         """Runs along whole sequences.
@@ -72,7 +73,7 @@ class Lstm(nn.Module):
             (outer, steps, inner, directions * hidden_channels).
         """
         state = self.init_state(x.shape[0], x.shape[2])
-        return run_lstm(x, mask, state, *self._weights())[0]
+        return run_lstm(x, mask, state, *self._weights(), self._packed)[0]
 
     def init_state(self, outer, inner):
         """Memory of sequences that have not begun: two of (outer, inner, hidden)."""
@@ -100,13 +101,33 @@ class Lstm(nn.Module):
         """
         if not x.shape[1]:
             return x.new_zeros(*x.shape[:3], self.weight_hh.shape[-1]), state
-        return run_lstm(x, None, state, *self._weights())
+        return run_lstm(x, None, state, *self._weights(), self._packed)
+
+    def _apply(self, *arguments, **options):
+        # Weights that are converted may come to lie where the old ones were.
+        self._packed = _Packed()
+        return super()._apply(*arguments, **options)
 
     def _weights(self):
         return self.weight_ih, self.weight_hh, self.bias
 
 
-def run_lstm(x, mask, state, weight_ih, weight_hh, bias):
+class _Packed:
+    """Weights in the order of the C kernels, kept until they change."""
+
+    def __init__(self):
+        self._of = self._kept = None
+
+    def __call__(self, kernels, *weights):
+        if any(weight.is_inference() for weight in weights):
+            return kernels.to_gates(*weights)  # they do not tell when they change
+        state = [(weight.data_ptr(), weight._version) for weight in weights]
+        if state != self._of:
+            self._of, self._kept = state, kernels.to_gates(*weights)
+        return self._kept
+
+
+def run_lstm(x, mask, state, weight_ih, weight_hh, bias, packed=None):
     """An LSTM in one or both directions, as fast as there is.
 
     Arguments
@@ -124,6 +145,8 @@ def run_lstm(x, mask, state, weight_ih, weight_hh, bias):
         (directions, 4 * hidden, hidden).
     bias : torch.Tensor
         (directions, 4 * hidden).
+    packed : _Packed or None
+        Of these weights, for many calls without gradients.
 
     Returns
     -------
@@ -139,7 +162,7 @@ def run_lstm(x, mask, state, weight_ih, weight_hh, bias):
                 y, *state = _FastLstm.apply(x, mask, *state, *weights)
                 return y, tuple(state)
         else:
-            return _run(x, mask, state, *weights)[:2]
+            return _run(x, mask, state, *weights, packed=packed or _Packed())[:2]
     return plain_lstm(x, mask, state, *weights)
 
 
@@ -151,9 +174,9 @@ def plain_lstm(x, mask, state, weight_ih, weight_hh, bias):
         # One more channel closes the input gate in the padding: the way back arrives
         # at the last true step with the empty memory that it began with.
         padding = (1 - mask)[:, :, None, None].expand(*x.shape[:3], 1)
-        column = weight_ih.new_zeros(2, gates, 1)
-        column[:, : gates // 4] = CLOSED
-        weight_ih = torch.cat((weight_ih, column), dim=-1)
+        of_input, others = weight_ih.tensor_split((gates // 4,), dim=1)
+        of_input = F.pad(of_input, (0, 1), value=CLOSED)
+        weight_ih = torch.cat((of_input, F.pad(others, (0, 1))), dim=1)
         x = torch.cat((x, padding.to(x)), dim=-1)
     sequences = x.transpose(0, 1).flatten(1, 2).contiguous()
     memory = [
@@ -192,7 +215,9 @@ def _onnx_layer(sequences, memory, weight_ih, weight_hh, bias):
 
     def its_order(parameter):
         # Input, output, forget and cell gate.
-        return torch.cat([parameter.chunk(4, 1)[k] for k in (0, 3, 1, 2)], dim=1)
+        # By an index, which is worked out once, unlike chunks.
+        order = torch.tensor([0, 3, 1, 2])
+        return parameter.unflatten(1, (4, -1))[:, order].flatten(1, 2)
 
     weights = [its_order(parameter) for parameter in (weight_ih, weight_hh, bias)]
     weights[2] = F.pad(weights[2], (0, bias.shape[1]))  # with second biases
@@ -279,14 +304,21 @@ class _Kernels:
             raise MemoryError("no memory for an LSTM")
 
 
-def _run(x, mask, state, weight_ih, weight_hh, bias, keep=False):
+def _run(x, mask, state, weight_ih, weight_hh, bias, packed, keep=False):
     """`run_lstm` in C; also what the gradient needs."""
     x = x.contiguous()
     mask = None if mask is None else mask.float().contiguous()
     kernels = _Kernels(x, mask, weight_hh)
     outer, steps, inner, _ = x.shape
     directions, _, hidden = weight_hh.shape
-    h, c = (part.flatten(0, 1).float().repeat(directions, 1, 1) for part in state)
+    # Copies, which the kernel changes.
+    h, c = (
+        part.flatten(0, 1)
+        .float()
+        .expand(directions, -1, -1)
+        .clone(memory_format=torch.contiguous_format)
+        for part in state
+    )
     y = x.new_empty(outer, steps, inner, directions * hidden)
     rows, block, kept = outer * inner, kernels.block, None
     if keep:
@@ -295,8 +327,8 @@ def _run(x, mask, state, weight_ih, weight_hh, bias, keep=False):
     else:
         # As many blocks as there are threads.
         block = min(block, -(-rows * directions // torch.get_num_threads()))
-    packed = kernels.to_gates(weight_ih, weight_hh, bias)
-    kernels("run", *packed, h, c, y, kept, block)
+    gates = packed(kernels, weight_ih, weight_hh, bias)
+    kernels("run", *gates, h, c, y, kept, block)
     # A copy, as a view would keep both directions.
     state = tuple(part[0].clone().unflatten(0, (outer, inner)) for part in (h, c))
     return y, state, kept
@@ -308,7 +340,7 @@ class _FastLstm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mask, h, c, weight_ih, weight_hh, bias):
         weights = (weight_ih, weight_hh)
-        y, state, kept = _run(x, mask, (h, c), *weights, bias, keep=True)
+        y, state, kept = _run(x, mask, (h, c), *weights, bias, _Packed(), keep=True)
         ctx.save_for_backward(x, mask, *weights, y, kept)
         ctx.mark_non_differentiable(*state)
         return y, *state

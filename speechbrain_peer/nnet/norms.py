@@ -57,17 +57,20 @@ class LayerNorm:
 
     def statistics(self, sums):
         """Mean and reciprocal deviation; `totals` are those after the last frame."""
-        rows = F.pad(sums, (0, 1), value=1.0) * self.frame_mask[..., None]
+        # Written for few calls, which are what the short steps of a stream cost.
+        rows = F.pad(sums, (0, 1), value=1.0) * self.frame_mask.unsqueeze(-1)
         if self.past is None:
             totals = rows.sum(1, keepdim=True)
         else:
-            totals = torch.cat((self.past[:, None], rows), dim=1).cumsum(1)
+            totals = torch.cat((self.past.unsqueeze(1), rows), dim=1).cumsum(1)
             # A copy, as a view would keep all frames.
             self.totals, totals = totals[:, -1].clone(), totals[:, 1:].to(rows.dtype)
+        total, total_power, frames = totals.unbind(-1)
         # A first frame that is padding has no values, which is no division by zero.
-        self.count = totals[..., 2].detach().clamp(min=1) * self.channels
-        mean, power = (totals[..., :2] / self.count[..., None]).unbind(-1)
-        return mean, torch.rsqrt((power - mean * mean).clamp(min=0) + self.eps)
+        self.count = frames.detach().clamp(min=1) * self.channels
+        mean = total / self.count
+        variance = torch.addcmul(total_power / self.count, mean, mean, value=-1)
+        return mean, torch.rsqrt(variance.clamp(min=0) + self.eps)
 
     def input_grad(self, grad_sums, mean, rstd):
         """What the statistics add to the gradient of the input x: offset + factor x.

@@ -79,13 +79,15 @@ def spool(stream, name, most=MOST_PIPED):
     return file
 
 
-def decode(path):
+def decode(path, seconds=None):
     """Decodes the first audio track of a file with ffmpeg.
 
     Arguments
     ---------
     path : str or pathlib.Path
         One of the formats `DECODED`.
+    seconds : float, optional
+        How much of it, from the start; by default all.
 
     Returns
     -------
@@ -108,6 +110,7 @@ def decode(path):
     command += ["-protocol_whitelist", "file", "-format_whitelist", DEMUXERS]
     # An AU file may be of any length, and need not tell it at its start.
     command += ["-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32be"]
+    command += [] if seconds is None else ["-t", str(seconds)]
     command += ["-f", "au", "pipe:1"]
     with (
         tempfile.TemporaryFile() as complaints,

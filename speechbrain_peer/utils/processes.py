@@ -9,7 +9,7 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from speechbrain_peer.utils.files import DataError
 
@@ -57,8 +57,10 @@ def map_in_processes(function, items, n_processes, chunk=1):
     # Spawned, as a fork of a process that runs threads (torch does) may deadlock.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(n_processes, context, _exit_with_parent) as pool:
+        with ExitStack() as stack:
             with _interrupts_held():  # the processes are started here
+                pool = ProcessPoolExecutor(n_processes, context, _exit_with_parent)
+                stack.enter_context(pool)
                 results = pool.map(function, items, chunksize=chunk)
             yield from results
     except BrokenProcessPool as error:
@@ -70,15 +72,27 @@ def map_in_processes(function, items, n_processes, chunk=1):
 
 @contextmanager
 def _interrupts_held():
-    """Lets Ctrl+C wait; processes started meanwhile leave it to this one for good."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
+    """Lets Ctrl+C wait; processes started meanwhile leave it to this one for good.
+
+    A pool that an interrupt leaves half made has semaphores that nobody frees. The mask
+    is for the processes, which inherit it: in this one the signal may reach any thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no interrupt arrives
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    held = []
+    handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: held.append(1))
+    has_masks = hasattr(signal, "pthread_sigmask")  # Windows has none
+    if has_masks:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if has_masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _exit_with_parent():
