@@ -14,6 +14,7 @@ from speechbrain_peer.inference.recordings import BLOCK, read_start, resample_bl
 
 LONGEST_DRAWN = 60.0
 """Seconds of a recording that are drawn: of more, nothing could be seen."""
+
 _INTRODUCTION = """\
 Give a recording of several talkers, and a few seconds of one of them alone: this
 person's speech is extracted."""
