@@ -222,7 +222,7 @@ def test_a_file_has_the_score_of_a_batch(model, judge, tmp_path):
     speech[15 * RATE :] *= 5
     mixture = write(tmp_path / "mixture.wav", speech)
     enrollment = write(tmp_path / "voice.wav", speak(2.0, RATE, pitch=200.0))
-    enrolled = judge.enroll_files([enrollment])
+    enrolled = judge.enroll_files([enrollment], RATE)
     estimates, match = loaded.extract_file(
         mixture, enrollment, channels="each", return_match=True, judge=enrolled
     )
@@ -234,11 +234,34 @@ def test_a_file_has_the_score_of_a_batch(model, judge, tmp_path):
     assert enrolled.match(loaded, torch.zeros(RATE), torch.ones(RATE)) == 0
 
 
+def test_of_an_enrollment_only_the_model_s_band_is_heard(judge, tmp_path):
+    """Estimates have no more, nor has what the score was fitted on."""
+    rng = np.random.default_rng(0)
+    wide = (0.1 * rng.standard_normal(32000)).astype(np.float32)
+    soundfile.write(tmp_path / "wide.wav", wide, 16000, "FLOAT")
+    narrow = torch.from_numpy(soxr.resample(wide, 16000, RATE))
+    heard = judge.enroll_files([tmp_path / "wide.wav"], RATE).embedding
+    close = {"rtol": 0, "atol": 1e-3}
+    torch.testing.assert_close(heard, judge.embed(narrow, RATE), **close)
+    assert (heard - judge.embed(torch.from_numpy(wide), 16000)).abs().max() > 0.05
+
+
+def test_the_shortest_mixture_has_a_score(model, judge, tmp_path):
+    loaded = TargetSpeechExtraction.from_hparams(model)
+    mixture = write(tmp_path / "short.wav", speak(1.0, RATE)[:80])
+    enrolled = judge.enroll(torch.from_numpy(speak(1.0, RATE))[None], RATE)
+    enrollment = write(tmp_path / "voice.wav", speak(1.0, RATE))
+    _, match = loaded.extract_file(
+        mixture, enrollment, return_match=True, judge=enrolled
+    )
+    assert 0 < match < 1
+
+
 def test_a_judge_unknown_to_the_model_is_refused(model, tmp_path, judge, capsys):
     stranger = save_ecapa(tmp_path / "stranger", seed=1)
     path = write(tmp_path / "a.wav", speak(1.0, RATE))
     loaded = TargetSpeechExtraction.from_hparams(model)
-    enrolled = load_judge(stranger).enroll_files([path])
+    enrolled = load_judge(stranger).enroll_files([path], RATE)
     message = "calibrated with the judge ecapa, and stranger knows nothing of it"
     with pytest.raises(ValueError, match=message):
         loaded.extract_file(path, path, judge=enrolled, return_match=True)

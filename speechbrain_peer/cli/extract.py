@@ -141,7 +141,7 @@ def run(options):
     model, judge = load_interface(options), load_judge(options)
     scorer = _scorer(options, model, judge)
     if judge is not None:
-        judge = judge.enroll_files(enrollments)
+        judge = judge.enroll_files(enrollments, model.hparams.sample_rate)
     if options.voice is None:
         voice = model.encode_speaker_files(enrollments)
     else:

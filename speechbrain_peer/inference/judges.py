@@ -24,6 +24,9 @@ from speechbrain_peer.utils.modules import mark_of
 
 RESEMBLYZER = "resemblyzer"
 
+LEAST_SECONDS = 0.1
+"""What is shorter is padded: encoders look around them."""
+
 
 def load_judge(name, device="cpu"):
     """Loads a judge.
@@ -125,6 +128,8 @@ class Judge:
         samples = waveform.detach().cpu().float().numpy()[:, None]
         blocks = resample_blocks([samples], rate, self.sample_rate)
         samples = torch.from_numpy(np.concatenate(list(blocks))[:, 0])
+        missing = round(LEAST_SECONDS * self.sample_rate) - len(samples)
+        samples = F.pad(samples, (0, max(0, missing)))
         embedding = self.encoder(samples[None])[0]
         return F.normalize(embedding.float().cpu(), dim=0)
 
@@ -144,13 +149,16 @@ class Judge:
         """
         return self._enrolled([self.embed(waveform, rate) for waveform in waveforms])
 
-    def enroll_files(self, paths):
+    def enroll_files(self, paths, rate):
         """Tells the judge whom to listen for, by audio files.
 
         Arguments
         ---------
         paths : list of (str or pathlib.Path)
             Speech of the talker, of which the first 25 s are used.
+        rate : int
+            The model's, in Hz: its estimates have no more of a voice than that band,
+            and of the enrollment no more is heard.
 
         Returns
         -------
@@ -158,8 +166,8 @@ class Judge:
         """
         embeddings = []
         for path in paths:
-            blocks, rate = read_start(path, LONGEST_ENROLLMENT)
-            waveform = torch.from_numpy(np.concatenate(blocks)[:, 0])
+            blocks = resample_blocks(*read_start(path, LONGEST_ENROLLMENT), rate)
+            waveform = torch.from_numpy(np.concatenate(list(blocks))[:, 0])
             embeddings.append(self.embed(waveform, rate))
         return self._enrolled(embeddings)
 
