@@ -33,9 +33,10 @@ def import_gradio():
     """
     try:
         import gradio
+        import websockets  # noqa: F401  (the live tab's)
     except ImportError as error:
         raise ValueError(
-            "gradio is not installed, and the listening page needs it: "
+            f"{error.name} is not installed, and the listening page needs it: "
             'pip install "speechbrain-peer[page]"'
         ) from error
     return gradio

@@ -3,8 +3,8 @@
 // `watch`, which tells when that changes.
 
 const BLOCK = 0.02; // seconds that are sent at once
-const LEAD = 0.06; // that wait before any is played; every break adds a block
-const MOST = 0.5; // that may wait; more is skipped
+const LEAD = 0.04; // that wait before any is played
+const MOST = 0.3; // up to which a break adds a block to that
 const BEHIND = 2; // that may be unanswered; then the computer is too slow
 const UNDER_WAY = 2; // messages; of a slow computer they grow, which costs it less
 const FULL_SCALE = 1 << 15;
@@ -17,16 +17,10 @@ function defineWorklet() {
       Object.assign(this, processorOptions, { block: [], queue: [] });
       // Samples that were heard, and whose time to be played is over.
       Object.assign(this, { heard: 0, played: 0 });
-      Object.assign(this, { playing: false, breaks: 0 });
+      Object.assign(this, { playing: false, breaks: 0, least: 0, second: 0 });
       this.port.onmessage = ({ data }) => {
         this.queue = this.queue.concat(Array.from(data));
         this.playing ||= this.queue.length >= this.lead;
-        if (this.queue.length > this.most) {
-          const skipped = Math.round(this.queue.length - this.lead);
-          this.queue.splice(0, skipped);
-          this.played += skipped;
-          this.breaks += 1;
-        }
       };
     }
 
@@ -52,8 +46,20 @@ function defineWorklet() {
       if (samples.length < output.length) {
         this.playing = false;
         this.breaks += 1;
-        this.lead = Math.min(this.lead + this.size, this.most / 2);
+        this.lead = Math.min(this.lead + this.size, this.most);
       }
+      this.least = Math.min(this.least, this.queue.length);
+      if (currentTime > this.second) this.skip();
+    }
+
+    // What has waited for a whole second in vain makes the rest late.
+    skip() {
+      if (this.least > this.lead) {
+        this.played += this.queue.splice(0, this.least - this.lead).length;
+        this.breaks += 1;
+      }
+      this.least = Infinity;
+      this.second = currentTime + 1;
     }
   }
   registerProcessor("live", Live);

@@ -66,9 +66,8 @@ class LiveTab:
         """
         from fastapi.routing import APIWebSocketRoute
 
-        endpoint = live_endpoint(
-            self.model, self.voices, self.places, asyncio.to_thread
-        )
+        model, run = self.model, asyncio.to_thread
+        endpoint = live_endpoint(model, self.voices, self.places, run, threads=1)
         return [APIWebSocketRoute("/live", endpoint)]
 
     def build(self, gradio, shown, page):
