@@ -17,7 +17,7 @@ from tiny_model import export
 
 from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.cli.extract import match_legend
-from speechbrain_peer.inference import chunks
+from speechbrain_peer.inference import estimates
 from speechbrain_peer.inference.match import MatchScorer
 from speechbrain_peer.packaging.export import add_scorers
 from speechbrain_peer.utils import runtime
@@ -322,13 +322,13 @@ def test_an_end_from_outside_leaves_no_file(
     (here / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(here / "temporary"))
     write_noise(here / "talk.wav", seconds=20)
-    before, write = files(here), chunks.Estimate.append
+    before, write = files(here), estimates.Estimate.append
 
     def interrupt(*arguments):
         write(*arguments)
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(chunks.Estimate, "append", interrupt)
+    monkeypatch.setattr(estimates.Estimate, "append", interrupt)
     try:
         ended = extract(model, "talk.wav", "-o", output)
     except SystemExit as error:

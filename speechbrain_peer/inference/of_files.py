@@ -11,7 +11,7 @@ from speechbrain.utils.data_utils import split_path
 from speechbrain.utils.fetching import fetch
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_peer.inference.chunks import file_beside
+from speechbrain_peer.inference.estimates import file_beside
 from speechbrain_peer.inference.inputs import as_tensor
 from speechbrain_peer.inference.recordings import (
     Recording,
