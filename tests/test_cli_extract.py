@@ -16,13 +16,14 @@ import soundfile
 from tiny_model import export
 
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.cli.extract import MATCH_LEGEND
+from speechbrain_peer.cli.extract import match_legend
 from speechbrain_peer.inference import chunks
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.packaging.export import add_scorers
 from speechbrain_peer.utils import runtime
 
 RATE = 8000
+MATCH_LEGEND = match_legend(MatchScorer(16))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def model(tmp_path_factory):
     export(folder)
     scorer = MatchScorer(16)
     scorer.bias.fill_(2.6)
-    return str(add_match_scorer(folder, scorer))
+    return str(add_scorers(folder, match_scorer=scorer))
 
 
 @pytest.fixture

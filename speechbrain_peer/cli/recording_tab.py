@@ -15,9 +15,6 @@ from speechbrain_peer.inference.recordings import BLOCK, read_start, resample_bl
 LONGEST_DRAWN = 60.0
 """Seconds of a recording that are drawn: of more, nothing could be seen."""
 
-# The match score counts both outcomes alike: from here on, a match is the likelier.
-_LIKELY_PERCENT = 50
-
 _INTRODUCTION = """\
 Give a recording of several talkers, and a few seconds of one of them alone: this
 person's speech is extracted."""
@@ -131,7 +128,8 @@ def extract_and_draw(model, mixture_path, voice_paths, output_path):
         return_match=True,
         return_presence=model.tells_presence,
     )
-    told = [describe_match(match), *map(describe_presence, presence)]
+    threshold = model.mods.match_scorer.threshold if model.tells_match else None
+    told = [describe_match(match, threshold), *map(describe_presence, presence)]
     most = model.hparams.sample_rate
     (mixture, drawn_rate, rate), (estimate, *_) = (
         _start(path, most) for path in (mixture_path, output_path)
@@ -140,13 +138,15 @@ def extract_and_draw(model, mixture_path, voice_paths, output_path):
     return "\n\n".join(told), figure, _caption(output_path, drawn_rate, rate)
 
 
-def describe_match(match):
+def describe_match(match, threshold):
     """Tells in words what a match score means.
 
     Arguments
     ---------
     match : float or None
         In [0, 1], or None from a model that has not been calibrated.
+    threshold : float or None
+        A lower one is to be doubted.
 
     Returns
     -------
@@ -154,13 +154,13 @@ def describe_match(match):
 
     Example
     -------
-    >>> describe_match(0.93)
+    >>> describe_match(0.93, threshold=0.5)
     'Match: 93 % - likely this voice'
     """
     if match is None:
         return "Match: unknown - this model tells no match score"
     percent = round(100 * match)
-    if percent < _LIKELY_PERCENT:
+    if match < threshold:
         return f"Match: {percent} % - low: the voice may not be in this recording"
     return f"Match: {percent} % - likely this voice"
 

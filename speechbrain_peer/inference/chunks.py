@@ -357,8 +357,13 @@ class Estimate:
             yield block[:left]
             left = max(left - len(block), 0)
 
-    def loudest(self):
+    def loudest(self, blocks=None):
         """Its loudest piece, of its loudest channel: what a match score listens to.
+
+        Arguments
+        ---------
+        blocks : iterable of np.ndarray, optional
+            Of the mixture, at its rate: what is there in place of itself.
 
         Returns
         -------
@@ -368,7 +373,8 @@ class Estimate:
         energies = self.seconds.energies() * np.square(self.scale(), dtype=np.float64)
         first, channel = find_loudest(torch.from_numpy(energies))
         start, end = first * self.sample_rate, (first + PIECE) * self.sample_rate
-        (piece,) = cut_chunks(self.blocks(), [(start, min(end, self.samples))])
+        blocks = self.blocks() if blocks is None else blocks
+        (piece,) = cut_chunks(blocks, [(start, min(end, self.samples))])
         return piece[:, channel]
 
     def presence(self):
