@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
+from filelock import FileLock
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before PyTorch is imported: tests run side by side, each on one core.
@@ -158,7 +159,25 @@ def make_set(prepared):
 
 
 @pytest.fixture(scope="session")
-def causal_graphs(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """Makes a folder for all processes that test side by side; only to read."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name, make):
+        folder, unfinished = root / name, root / f"unfinished_{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def causal_graphs(made_once):
     """A tiny causal model and its ONNX graphs; only to read."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
@@ -166,8 +185,12 @@ def causal_graphs(tmp_path_factory):
 
     from speechbrain_peer.packaging.onnx import export_onnx
 
-    source = export_causal(tmp_path_factory.mktemp("causal") / "model", n_blocks=1)
-    return source, export_onnx(source, source.with_name("graphs"), int8=True)
+    def make(folder):
+        source = export_causal(folder / "model", n_blocks=1)
+        export_onnx(source, folder / "graphs", int8=True)
+
+    folder = made_once("causal", make)
+    return folder / "model", folder / "graphs"
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,14 @@ import soundfile
 from tiny_model import export
 
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.cli.extract import MATCH_LEGEND
-from speechbrain_peer.inference import chunks
+from speechbrain_peer.cli.extract import match_legend
+from speechbrain_peer.inference import estimates
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.packaging.export import add_scorers
 from speechbrain_peer.utils import runtime
 
 RATE = 8000
+MATCH_LEGEND = match_legend(MatchScorer(16))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def model(tmp_path_factory):
     export(folder)
     scorer = MatchScorer(16)
     scorer.bias.fill_(2.6)
-    return str(add_match_scorer(folder, scorer))
+    return str(add_scorers(folder, match_scorer=scorer))
 
 
 @pytest.fixture
@@ -321,13 +322,13 @@ def test_an_end_from_outside_leaves_no_file(
     (here / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(here / "temporary"))
     write_noise(here / "talk.wav", seconds=20)
-    before, write = files(here), chunks.Estimate.append
+    before, write = files(here), estimates.Estimate.append
 
     def interrupt(*arguments):
         write(*arguments)
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(chunks.Estimate, "append", interrupt)
+    monkeypatch.setattr(estimates.Estimate, "append", interrupt)
     try:
         ended = extract(model, "talk.wav", "-o", output)
     except SystemExit as error:

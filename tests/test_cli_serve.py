@@ -1,5 +1,6 @@
 """`tse serve`: what it answers and refuses, and that nothing of a session stays."""
 
+import asyncio
 import gc
 import io
 import json
@@ -18,9 +19,10 @@ import torch
 from tiny_model import export, export_causal
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.cli import server
+from speechbrain_peer.cli import live_session
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.cli.server import Limits, build_app
+from speechbrain_peer.cli.limits import Limits
+from speechbrain_peer.cli.server import build_app
 
 for name in ("fastapi", "uvicorn", "websockets", "httpx"):
     pytest.importorskip(name)
@@ -250,15 +252,56 @@ def test_when_it_is_full(model):
             socket.receive_json()
 
 
+def test_pushes_that_come_meanwhile_are_computed_together(model):
+    blocks = noise(0.4, seed=7)[:4000].reshape(5, 800)
+    voice = model.encode_speaker(torch.from_numpy(ANNA)[None])
+    computed = []
+
+    async def run(function, streams, samples):
+        computed.append(len(streams))
+        await asyncio.sleep(0.01)
+        if len(streams) == 2:
+            raise RuntimeError("out of memory")
+        return function(streams, samples)
+
+    async def push_all():
+        pushes = live_session.Pushes(run, threads=1)
+        streams = [model.stream(voice=voice) for _ in blocks]
+
+        async def push(k, samples=None):
+            samples = blocks[k] if samples is None else samples
+            return await pushes.push(streams[k], samples)
+
+        first = asyncio.create_task(push(0))
+        await asyncio.sleep(0)
+        ended = asyncio.create_task(push(1))
+        others = [asyncio.create_task(push(k)) for k in (2, 3)]
+        bad = asyncio.create_task(push(4, np.full(800, np.nan, np.float32)))
+        await asyncio.sleep(0.005)
+        ended.cancel()
+        with pytest.raises(ValueError, match="NaN"):
+            await bad
+        found = [await task for task in (first, *others)]
+        assert computed == [1, 4] and ended.cancelled()
+        told = await asyncio.gather(push(0), push(2), return_exceptions=True)
+        assert [str(error) for error in told] == ["out of memory"] * 2
+        return found, await push(4)
+
+    found, last = asyncio.run(push_all())
+    for k, output in zip((0, 2, 3, 4), (*found, last), strict=True):
+        expected = model.stream(voice=voice).push(blocks[k])
+        np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
 def test_nothing_of_a_stream_stays(client, monkeypatch):
     streams = []
 
-    class Watched(server.Session):
+    class Watched(live_session.Session):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             streams.append(weakref.ref(self.stream))
 
-    monkeypatch.setattr(server, "Session", Watched)
+    monkeypatch.setattr(live_session, "Session", Watched)
     voice = enroll(client)
     for ends in (True, False):
         with live(client, voice) as socket:

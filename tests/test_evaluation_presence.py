@@ -21,7 +21,10 @@ def scores(levels, matches=None, target_levels=None):
     matches = matches or [math.nan] * len(levels)
     target_levels = target_levels or [0.0] * len(levels)
     rows = zip(levels, matches, target_levels, strict=True)
-    return [{"level": a, "match": b, "target_level": c} for a, b, c in rows]
+    return [
+        {"level": a, "match": b, "target_level": c, "judge": math.nan}
+        for a, b, c in rows
+    ]
 
 
 def test_shares_and_median_by_hand():

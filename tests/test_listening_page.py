@@ -3,7 +3,6 @@
 import http.client
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,23 +14,19 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import soundfile
+from in_browser import LONGEST, block, give, open_browser
 from tiny_model import export
 
 from speechbrain_peer import TargetSpeechExtraction
-from speechbrain_peer.cli import listening_page
+from speechbrain_peer.cli import recording_tab
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.cli.listening_page import (
-    describe_match,
-    extract_and_draw,
-    serve_page,
-)
-from speechbrain_peer.cli.page_guard import LARGEST_UPLOAD
+from speechbrain_peer.cli.access import LARGEST_UPLOAD
+from speechbrain_peer.cli.listening_page import serve_page
+from speechbrain_peer.cli.recording_tab import describe_match, extract_and_draw
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.packaging.export import add_scorers
 
 RATE = 16000
-LONGEST = 120_000  # milliseconds, on a busy machine
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MIXTURE, VOICE = "Recording of several talkers", "Voice of one of them, alone"
 MORE = "More recordings of this voice (optional)"
 
@@ -43,7 +38,7 @@ def model_folder(tmp_path_factory):
     export(folder)
     scorer = MatchScorer(16)
     scorer.bias.fill_(2.6)
-    return str(add_match_scorer(folder, scorer))
+    return str(add_scorers(folder, match_scorer=scorer))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +76,7 @@ def test_what_is_extracted_is_written_drawn_and_told(model, recordings, tmp_path
 
 
 def test_only_the_start_is_drawn(model, recordings, tmp_path, monkeypatch):
-    monkeypatch.setattr(listening_page, "LONGEST_DRAWN", 1.0)
+    monkeypatch.setattr(recording_tab, "LONGEST_DRAWN", 1.0)
     output = tmp_path / "out.wav"
     paths = recordings / "meeting.wav", recordings / "voice.wav"
     _, figure, caption = extract_and_draw(model, *paths, output)
@@ -117,7 +112,7 @@ def test_a_silent_mixture_is_no_match_and_drawn_dark(model, recordings, tmp_path
     ],
 )
 def test_the_score_in_words(match, text):
-    assert describe_match(match) == text
+    assert describe_match(match, threshold=0.5) == text
 
 
 def test_without_gradio_the_command_tells_what_to_install(monkeypatch, capsys):
@@ -181,27 +176,8 @@ def test_uploads_have_a_limit(address):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"none of the browsers {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as started:
-        # Its sandbox needs rights that containers have not.
-        yield started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-
-
-def block(tab, label):
-    of_label = tab.get_by_text(label, exact=True)
-    return tab.locator(".block").filter(has=of_label).last
-
-
-def give(tab, label, path):
-    """Uploads a file, in place of the one before."""
-    place = block(tab, label)
-    if place.get_by_label("Clear").count():
-        place.get_by_label("Clear").click()
-    place.locator("input[type=file]").set_input_files(path)
-    place.get_by_label("Download").wait_for()
+    with open_browser() as opened:
+        yield opened
 
 
 def uploads(page):

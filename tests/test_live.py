@@ -17,9 +17,11 @@ from scipy.signal import resample_poly
 from tiny_model import build, causal_yaml
 
 from speechbrain_peer import TargetSpeechExtraction
+from speechbrain_peer.inference.live import push_together
 from speechbrain_peer.inference.resampling import StreamResampler
 from speechbrain_peer.models import bsrnn
 from speechbrain_peer.nnet.stft import StftDecoder, StftEncoder
+from speechbrain_peer.nnet.voice import features_of
 from speechbrain_peer.peer_learning import streams
 from speechbrain_peer.utils.signal import match_level
 
@@ -247,6 +249,52 @@ def test_a_batch_of_streams_is_its_streams_one_by_one(model):
     for row, output in enumerate(torch.cat(together, 1)):
         alone = model.stream(voice=voices[row], rate=16000)
         assert_near(torch.cat(pushed(alone, mixtures[row], [1000] * 4)), output)
+
+
+@pytest.mark.parametrize("level", ["network", "mixture"])
+def test_streams_pushed_together_are_those_alone(level, model, projecting, of_frames):
+    def streams_of(used, voices):
+        return [
+            used.stream(voice=voice, rate=16000 if k == 2 else 8000)
+            for k, voice in enumerate(voices)
+        ]
+
+    def rows_of(voice):
+        """Those of samples: none, or one for each of several voices."""
+        count = len(torch.atleast_2d(features_of(voice)))
+        return (count,) if count > 1 else ()
+
+    vectors = [*noise(5, 16, seed=4), noise(2, 16, seed=5)]
+    frames = [
+        of_frames.encode_speaker(noise(1, 2000 + 900 * k, seed=k)) for k in range(4)
+    ]
+    used = model if level == "network" else projecting
+    for network, voices in ((used, vectors), (of_frames, frames)):
+        together, alone = (streams_of(network, voices) for _ in range(2))
+        # Of different lengths, so that later blocks begin at different places.
+        for sizes in ((80, 240), (0, 7, 80), (160,), (160,), (3, 160)):
+            blocks = [
+                noise(*rows_of(voice), sizes[k % len(sizes)], seed=k)
+                for k, voice in enumerate(voices)
+            ]
+            outputs = push_together(together, blocks)
+            for output, stream, block in zip(outputs, alone, blocks, strict=True):
+                expected = stream.push(block)
+                torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(together, alone, strict=True):
+            assert_near(ours.flush(), theirs.flush())
+
+
+def test_what_one_stream_cannot_use_leaves_the_others_alone(model):
+    first, second, alone = (model.stream(voice=VOICE) for _ in range(3))
+    blocks = noise(400), torch.full((400,), torch.nan)
+    output, error = push_together([first, second], blocks)
+    assert_near(output, alone.push(blocks[0]))
+    assert isinstance(error, ValueError) and "NaN" in str(error)
+    assert_near(second.push(blocks[0]), output)
+    other = causal("network").stream(voice=VOICE)
+    with pytest.raises(ValueError, match="several models"):
+        push_together([first, other], blocks)
 
 
 def test_channels_share_a_voice(model):

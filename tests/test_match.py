@@ -15,7 +15,7 @@ from speechbrain_peer.evaluation import calibration
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.trials import Trial
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer, export_model
+from speechbrain_peer.packaging.export import add_scorers, export_model
 from speechbrain_peer.training.fine_tuning import start_from
 
 SIZE, RATE = 16, 8000
@@ -46,7 +46,7 @@ def scorer():
 def model(tmp_path, scorer):
     """The folder of a model with a match score."""
     export(tmp_path / "model")
-    return add_match_scorer(tmp_path / "model", scorer)
+    return add_scorers(tmp_path / "model", match_scorer=scorer)
 
 
 def test_a_fitted_score_tells_matches_of_other_voices(scorer):
@@ -83,7 +83,7 @@ def test_the_score_is_saved_with_the_model(model, scorer):
         assert torch.equal(loaded.mods.match_scorer.state_dict()[name], value)
     # Written once more, with the card it had.
     (model / "README.md").write_text("Meine Karte")
-    add_match_scorer(model, scorer)
+    add_scorers(model, match_scorer=scorer)
     assert (model / "README.md").read_text() == "Meine Karte"
     interface = foreign_class(
         source=str(model), pymodule_file="custom.py", classname="TargetSpeechExtraction"
@@ -218,7 +218,7 @@ def test_what_is_calibrated_is_what_is_asked(tmp_path, monkeypatch):
     calibrate(folder, "manifest", "root")
     ((enrolled, estimated, matches),) = heard
     assert matches.tolist() == [1, 1, 0, 0]
-    add_match_scorer(folder, MatchScorer(SIZE))
+    add_scorers(folder, match_scorer=MatchScorer(SIZE))
     loaded, asked = TargetSpeechExtraction.from_hparams(folder), []
     loaded.mods.match_scorer.register_forward_pre_hook(lambda _, x: asked.append(x[1]))
     path = tmp_path / "mixture.wav"

@@ -78,16 +78,20 @@ class Exported:
 
 
 @pytest.fixture(scope="module", params=["offline", "causal"])
-def exported(request, tmp_path_factory):
+def exported(request, made_once):
     need_extra()
     if request.param == "causal":
         return Exported(*request.getfixturevalue("causal_graphs"), "network")
-    folder = tmp_path_factory.mktemp("onnx")
-    source, graphs = export_small(folder / "model"), folder / "süße Graphen"
-    graphs.mkdir()
-    for name in STREAM_NAMES:
-        (graphs / name).write_bytes(b"of another model")
-    return Exported(source, export_onnx(source, graphs), "mixture")
+
+    def make(folder):
+        graphs = folder / "süße Graphen"
+        graphs.mkdir(parents=True)
+        for name in STREAM_NAMES:
+            (graphs / name).write_bytes(b"of another model")
+        export_onnx(export_small(folder / "model"), graphs)
+
+    folder = made_once("offline", make)
+    return Exported(folder / "model", folder / "süße Graphen", "mixture")
 
 
 @pytest.mark.parametrize("batch", [1, 3])

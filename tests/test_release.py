@@ -10,9 +10,9 @@ from tiny_model import build, export, write_run
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.evaluation.calibration import calibrate
-from speechbrain_peer.inference.match import MatchScorer
+from speechbrain_peer.inference.match import JudgeScorer, MatchScorer
 from speechbrain_peer.nnet.filterbank import Encoder
-from speechbrain_peer.packaging.export import add_match_scorer
+from speechbrain_peer.packaging.export import add_scorers
 from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
 from speechbrain_peer.training.fine_tuning import start_from
@@ -95,18 +95,20 @@ def test_the_match_score_of_the_runs_own_export_is_kept(run):
     own = export_run(run_folder, run_folder / "model", "tiny")
     scorer = MatchScorer(embedding_size=16)
     scorer.weight.copy_(torch.tensor([2.0, -3.0]))
-    add_match_scorer(own, scorer)
+    judge_scorer = JudgeScorer(6, "somebody", mark="c0ffee", threshold=0.25)
+    add_scorers(own, match_scorer=scorer, judge_scorer=judge_scorer)
     for folder in (run_folder.parent / "elsewhere", own):
         export_run(run_folder, folder, "tiny")
         model = TargetSpeechExtraction.from_hparams(source=folder)
         assert torch.equal(model.mods.match_scorer.weight, scorer.weight)
+        assert model.mods.judge_scorer.arguments == judge_scorer.arguments
 
 
 def test_the_match_score_of_other_weights_is_left_out(run, tmp_path, caplog):
     """As of an export of before the training went on."""
     run_folder, _ = run
     export(run_folder / "model", seed=2)
-    add_match_scorer(run_folder / "model", MatchScorer(embedding_size=16))
+    add_scorers(run_folder / "model", match_scorer=MatchScorer(embedding_size=16))
     folder = export_run(run_folder, tmp_path / "new", "tiny")
     assert not TargetSpeechExtraction.from_hparams(folder).tells_match
     assert "has other weights than the best checkpoint" in caplog.text
@@ -127,7 +129,7 @@ def test_the_match_score_is_looked_for_where_the_run_has_exported_to(run, tmp_pa
     own = export_run(run_folder, tmp_path / "own", "tiny")
     scorer = MatchScorer(embedding_size=16)
     scorer.weight.copy_(torch.tensor([2.0, -3.0]))
-    add_match_scorer(own, scorer)
+    add_scorers(own, match_scorer=scorer)
     folder = export_run(run_folder, tmp_path / "new", "tiny")
     model = TargetSpeechExtraction.from_hparams(source=folder)
     assert torch.equal(model.mods.match_scorer.weight, scorer.weight)

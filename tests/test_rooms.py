@@ -51,6 +51,7 @@ def test_imports_go_down(room):
 # What makes one row another: its name, data, training, backbone and loss.
 OF_THE_ROW = {
     *("experiment", "mixtures", "mixing", "peers", "exchange", "peer_learning", "loss"),
+    *("sample_rate", "enrolling", "level", "averaged_steps"),
     *("n_epochs", "batch_size", "valid_batch_size", "chunk_seconds", "lr", "precision"),
     *("num_workers", "n_scoring_processes", "n_examples", "lr_scheduler"),
     *("epoch_counter", "modules", "recoverables"),

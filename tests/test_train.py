@@ -24,6 +24,7 @@ from speechbrain_peer.cli.__main__ import main as tse
 from speechbrain_peer.data.manifests import find_data_root, read_manifest
 from speechbrain_peer.peer_learning.curves import COLUMNS
 from speechbrain_peer.peer_learning.exchange import embed, extract
+from speechbrain_peer.training.fine_tuning import load_run
 from speechbrain_peer.training.launch import locked
 from speechbrain_peer.utils.audio import read_audio
 from speechbrain_peer.utils.files import DataError
@@ -86,11 +87,17 @@ SIZES = {
         "speaker_blocks": 2,
     },
 }
+ROWS_16K = ("base_16k", "live_16k")
+for row in ROWS_16K:
+    names = "window", "hop", "bands", "channels", "n_blocks"
+    SIZES[row] = {name: SIZES["bsrnn"][name] for name in names}
 # Of the full-size models, with the classifier of SpEx+'s 251 training speakers.
 PARAMETERS = {
+    "base_16k": 3_417_029,
     "bsrnn": 1_329_012,
     "bsrnn_pl": 1_364_112,
     "demo": 560_870,
+    "live_16k": 1_261_845,
     "own_data": 2_472_876,
     "sdpccn": 6_849_072,
     "sepformer_pl": 27_359_890,
@@ -149,8 +156,9 @@ def run(train, corpus, tmp_path):
 
 
 def weights(brain):
-    """All parameters as one vector."""
-    return torch.nn.utils.parameters_to_vector(brain.modules.parameters())
+    """All parameters, and those that are evaluated, as one vector."""
+    parameters = [*brain.modules.parameters(), *brain.evaluated.parameters()]
+    return torch.nn.utils.parameters_to_vector(parameters)
 
 
 def read_curves(brain, without=("seconds",)):
@@ -209,7 +217,12 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),
         (
             "td_speakerbeam_pl",
-            {"peers": "drawn", "precision": "bf16", "num_workers": 2},
+            {
+                "averaged_steps": 2,
+                "num_workers": 2,
+                "peers": "drawn",
+                "precision": "bf16",
+            },
         ),
         ("spex_plus", {}),
         ("spex_plus_pl", {"peers": "drawn"}),
@@ -224,6 +237,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             "small_8k",
             {"mixing": "{speeds: [90, 110]}", "peers": "drawn", "n_peers": 3},
         ),
+        *((row, {"mixing": "{items_per_epoch: 6}"}) for row in ROWS_16K),
         (
             "bsrnn_pl",
             {
@@ -289,6 +303,7 @@ class Interrupted(Exception):
 def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
     settings = {"peers": "drawn", "exchange": "anyway", "num_workers": num_workers}
     settings["enrolling"] = "{seconds: [0.2, 1.0], own_estimates: 0.5}"
+    settings["averaged_steps"] = 3
     whole = run(experiment="whole", **settings)
 
     def interrupt(brain, batch, outputs, loss, should_step):
@@ -304,11 +319,39 @@ def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
         with pytest.raises(Interrupted):
             run(**settings)
     resumed = run(**settings)
+    for brain in (whole, resumed):  # which have the best epoch's weights
+        brain.checkpointer.recover_if_possible()
     assert resumed.optimizer_step == whole.optimizer_step == 8
     assert torch.equal(weights(resumed), weights(whole))
     assert read_curves(resumed) == read_curves(whole)
     # The time before the kill counts.
     assert float(read_curves(resumed, without=())[1]["seconds"]) > 0.5
+
+
+def test_averages_of_the_weights_are_validated_tested_and_exported(run, tmp_path):
+    """Those of batch norms' running statistics, too."""
+    plain = run("spex_plus", experiment="plain", n_epochs=1)
+    brain = run("spex_plus", experiment="averaged", n_epochs=1, averaged_steps=3)
+    # The training is the same, validation is not.
+    columns = ("valid_loss", "valid_si_snr", "seconds")
+    assert read_curves(brain, columns) == read_curves(plain, columns)
+    assert read_curves(brain) != read_curves(plain)
+    scores = [Path(b.hparams.output_folder, "test_scores.csv") for b in (plain, brain)]
+    assert len({path.read_bytes() for path in scores}) == 2
+
+    # Also by the command, and where another training starts from the run.
+    folder = brain.hparams.output_folder
+    assert tse(["export", folder, "-o", str(tmp_path / "model")]) == 0
+    found = [load_run(folder)[0]]
+    for export in (brain.hparams.export_folder, tmp_path / "model"):
+        found.append(TargetSpeechExtraction.from_hparams(export).mods)
+    averages = brain.evaluated.state_dict()
+    assert any("running_mean" in name for name in averages)
+    for modules in found:
+        stages = modules.state_dict()
+        for name, average in averages.items():
+            if not name.startswith("speaker_classifier"):  # extraction needs none
+                torch.testing.assert_close(stages[name], average)
 
 
 def test_test_only_scores_a_finished_run_again(run):
@@ -451,12 +494,13 @@ def break_batches(train, monkeypatch):
 @pytest.mark.parametrize("row", ["td_speakerbeam_pl", "spex_plus_pl"])
 def test_steps_that_are_not_finite_are_skipped_and_counted(run, break_batches, row):
     break_batches(sb.Stage.TRAIN)
-    brain = run(row)
+    brain = run(row, averaged_steps=3)
     first, second = read_curves(brain)
     assert (first["skipped_steps"], second["skipped_steps"]) == ("0", "1")
     assert "" not in second.values()
     assert float(second["valid_loss"]) < float(first["valid_loss"])
     assert brain.weights_are_finite()
+    assert brain.averages.n_averaged == brain.optimizer_step - 1
     folder = Path(brain.hparams.output_folder)
     assert "skipped_steps: 1 " in (folder / "train_log.txt").read_text()
     log = (folder / "log.txt").read_text()
@@ -617,6 +661,7 @@ def test_every_yaml_key_is_used(path):
     scripts = (ROOT / "recipes/LibriMix/train.py").read_text(encoding="utf-8")
     brain_options = {"precision", "max_grad_norm", "ckpt_interval_minutes"}
     brain_options |= {"optimizer_step_limit", "nonfinite_patience", "__set_seed"}
+    brain_options |= {"averaged_steps"}
     keys = [
         line.split(":")[0]
         for line in text.splitlines()
@@ -667,6 +712,7 @@ def train_in_one_of_two_processes(rank, folder, corpus):
     options = [f"--{key}={value}" for key, value in settings.items()]
     options += ["--device=cpu", "--distributed_backend=gloo", "--noprogressbar"]
     options += ["--ckpt_interval_minutes=0", "--enrolling={own_estimates: 0.3}"]
+    options += ["--averaged_steps=3"]
     train = load_script()
     losses, items = [], []
 
@@ -693,10 +739,6 @@ def train_in_one_of_two_processes(rank, folder, corpus):
 def mean_loss_of_dev(brain, root):
     """The loss of every dev item on its own, and their mean."""
     rows = json.loads((root / "manifests/wav8k_min_first/dev.json").read_text())
-    stages = {
-        name: getattr(stage, "module", stage).eval()
-        for name, stage in brain.modules.items()
-    }
     losses = []
     for row in rows.values():
         paths = (row["mixture"], row["enrollment"], row["target"]["path"])
@@ -705,7 +747,8 @@ def mean_loss_of_dev(brain, root):
             for path in paths
         )
         with torch.no_grad():
-            estimate = extract(stages, mixture, embed(stages, enrollment))
+            embeddings = embed(brain.evaluated, enrollment)
+            estimate = extract(brain.evaluated, mixture, embeddings)
         losses.append(-si_snr(estimate, target).item())
     return np.mean(losses)
 

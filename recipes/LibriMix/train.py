@@ -50,16 +50,18 @@ class PeerBrain(SafeBrain):
         batch = batch.to(self.device)
         mixtures, lens = batch.mixture_sig
         enrollments = batch.enrollment_sig
-        if stage == sb.Stage.TRAIN and self.hparams.enrolling.own_estimates:
+        if stage != sb.Stage.TRAIN:
+            embeddings = embed(self.evaluated, *enrollments)
+            return extract(self.evaluated, mixtures, embeddings, lens)
+
+        if self.hparams.enrolling.own_estimates:
             enrollments = enroll_with_estimates(
-                self.modules,
+                self.evaluated,
                 enrollments,
                 batch.enrollment_mixture_sig,
                 self.hparams.level,
             )
         embeddings = embed(self.modules, *enrollments)
-        if stage != sb.Stage.TRAIN:
-            return extract(self.modules, mixtures, embeddings, lens)
 
         # One or more branches, peers with the same target, as one stacked batch.
         mixtures = mixtures.movedim(-1, 0).flatten(0, 1)
@@ -327,7 +329,7 @@ def run(options):
             f"{hparams['output_folder']}: no epoch ended with a finite validation loss"
         )
     run_file = f"{hparams['output_folder']}/hyperparams.yaml"
-    export_model(run_file, brain.modules, hparams["export_folder"])
+    export_model(run_file, brain.evaluated, hparams["export_folder"])
     calibrate(
         hparams["export_folder"],
         prepared.manifests["dev"],

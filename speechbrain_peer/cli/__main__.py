@@ -107,8 +107,9 @@ def main(arguments=None):
     Returns
     -------
     int
-        The exit code: 0 if all is done, 1 after an error, 130 after Ctrl+C. Wrong
-        options end with 2, as argparse has it.
+        The exit code: 0 if all is done, 1 after an error, 3 where an output is not the
+        person (`tse extract --require-match`), 130 after Ctrl+C. Wrong options end
+        with 2, as argparse has it.
     """
     try:
         hide_warnings_of_others()

@@ -2,14 +2,17 @@
 
 from speechbrain_peer.cli.options import (
     add_device,
+    add_judge,
     add_manifest,
     add_trust,
     folder_to_fill,
     load_interface,
+    load_judge,
 )
 
 EXAMPLES = [
     "tse evaluate small-8k prepared/manifests/wav8k_min_first/test.json",
+    "tse evaluate my-model test.json --judge resemblyzer",
     "tse evaluate results/td_speakerbeam_pl/1234/model test.json --second-take",
     "tse evaluate results/peers/1234/model test.json --microphones phones -o tables",
     "tse evaluate small-8k test.json --asr speechbrain/asr-crdnn-rnnlm-librispeech "
@@ -42,6 +45,7 @@ def add_arguments(parser):
         help="instead: what two to four microphones of a room are worth, in rooms of "
         "`tse rooms`: alone, averaged, as a beamformer, lent",
     )
+    add_judge(instead, "also ask a judge with whom the model has been calibrated")
     instead(
         "--asr",
         metavar="MODEL",
@@ -71,7 +75,9 @@ def run(options):
 
     if options.librispeech_folder and not options.asr:
         options.parser.error("--librispeech_folder is for --asr")
-    model = load_interface(options)
+    model, judge = load_interface(options), load_judge(options)
+    if judge is not None:
+        judge.scorer_of(model)
     trials = read_trials(options.manifest, options.data_root, model.hparams.sample_rate)
     if options.microphones:
         kind = microphones
@@ -79,9 +85,12 @@ def run(options):
     elif options.asr:
         kind = words
         result = kind.evaluate(model, trials, *_recogniser(options, trials))
-    else:
-        kind = second_takes if options.second_take else conditions
+    elif options.second_take:
+        kind = second_takes
         result = kind.evaluate(model, trials)
+    else:
+        kind = conditions
+        result = kind.evaluate(model, trials, judge)
     text = kind.markdown(result)
     print(text)
     if options.output:

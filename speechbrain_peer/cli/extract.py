@@ -8,11 +8,14 @@ from pathlib import Path
 
 from speechbrain_peer.cli.extract_jobs import PIPE, plan
 from speechbrain_peer.cli.options import (
+    add_judge,
     add_model_options,
     choose_model,
     existing_file,
     load_interface,
+    load_judge,
 )
+from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.messages import one_line, printable
 
 EXAMPLES = [
@@ -23,15 +26,20 @@ EXAMPLES = [
     "tse extract phone1.wav phone2.wav --together -e anna.wav -o anna_only.wav",
     "tse extract meeting.wav -e anna.wav --save-voice anna.voice",
     "tse extract another.wav --voice anna.voice",
+    "tse extract day1/ -e anna.wav -m my-model --judge resemblyzer --require-match",
 ]
 
 STANDARD_INPUT = "standard input"
 
 MATCH_LEGEND = (
     "tse: the number after a file is the match, 0 to 1: how much the output sounds "
-    "like the enrollment; below 0.5 the person may be absent. It does not tell where "
-    "another person was taken for this one: listen."
+    "like the enrollment; below {threshold:.2f} the person may be absent"
 )
+OWN_LEGEND = ". It does not tell where another person was taken for this one: listen."
+JUDGE_LEGEND = ", or another taken for this one, which {judge} does not always tell."
+
+NO_MATCH = 3
+"""The exit code where an output is not the person by --require-match."""
 
 
 def add_arguments(parser):
@@ -96,6 +104,13 @@ def add_arguments(parser):
         help="the recordings are of one moment, such as those of several phones: they "
         "lend to each other and give one output, on the time line of the first",
     )
+    add_judge(add, "let the match score be that of a judge")
+    add(
+        "--require-match",
+        action="store_true",
+        help="end with exit code 3 if an output is, by its match score, not that "
+        "person; it is written all the same",
+    )
     add_model_options(add)
 
 
@@ -105,6 +120,8 @@ def run(options):
 
     if options.together and options.channels == "each":
         options.parser.error("--together gives one output: not with --channels each")
+    if options.judge and options.voice:
+        options.parser.error("--judge hears the enrollment: give -e, not --voice")
     enrollments = options.enrollment or [options.voice]
     jobs = plan(
         options.mixture,
@@ -121,20 +138,23 @@ def run(options):
             jobs = [jobs[0]._replace(mixture=_standard_input())]
         recordings = [x for job in jobs for x in (job.mixture, *job.others)]
         choose_model(options, lowest_rate(recordings))
-    model = load_interface(options)
+    model, judge = load_interface(options), load_judge(options)
+    scorer = _scorer(options, model, judge)
+    if judge is not None:
+        judge = judge.enroll_files(enrollments, model.hparams.sample_rate)
     if options.voice is None:
         voice = model.encode_speaker_files(enrollments)
     else:
         voice = model.load_voice(options.voice)
     if options.save_voice is not None:
         model.save_voice(voice, options.save_voice)
-    told, failures = False, 0
+    told, failures, doubtful = False, 0, False
     # On terminals alone (None).
     disable = None if len(jobs) > 1 else True
     with tqdm(jobs, unit="file", disable=disable, leave=False) as bar:
         for job in bar:
             try:
-                settings = options.channels, options.keep_partial
+                settings = options.channels, options.keep_partial, judge
                 match, present, alignment = extract(model, voice, job, *settings)
             except (ValueError, OSError, MemoryError) as error:
                 failures += 1
@@ -144,12 +164,18 @@ def run(options):
                 tqdm.write(printable(f"tse: {recording}"), file=sys.stderr)
             if match is not None and not told:
                 told = True
-                tqdm.write(MATCH_LEGEND, file=sys.stderr)
+                tqdm.write(printable(match_legend(scorer)), file=sys.stderr)
             columns = [PIPE if job.output is None else printable(str(job.output))]
             if match is not None:
                 columns.append(f"{match:.2f}")
             if present is not None:
                 columns.append(f"present {present:.0%}")
+            # A judge is asked to choose between these signs: then its own decides.
+            nobody = present == 0 and judge is None
+            if options.require_match and (match < scorer.threshold or nobody):
+                doubtful = True
+                doubt = f"tse: {columns[0]}: is not that person, by its match"
+                tqdm.write(doubt, file=sys.stderr)
             tqdm.write(
                 "\t".join(columns),
                 # Audio is on standard output.
@@ -157,10 +183,43 @@ def run(options):
             )
     if failures and len(jobs) > 1:
         print(f"tse: {failures} of {len(jobs)} files failed", file=sys.stderr)
-    return 1 if failures else 0
+    if failures:
+        return 1
+    return NO_MATCH if doubtful else 0
 
 
-def extract(model, voice, job, channels, keep_partial=False):
+def _scorer(options, model, judge):
+    """What the match scores of this command come from; None if there are none."""
+    if judge is not None:
+        return judge.scorer_of(model)
+    if model.tells_match:
+        return model.mods.match_scorer
+    if options.require_match:
+        raise DataError(
+            f"{options.model}: tells no match score, so that none can be required: "
+            "`tse calibrate` makes one"
+        )
+    return None
+
+
+def match_legend(scorer):
+    """Tells people what a match score says.
+
+    Arguments
+    ---------
+    scorer : torch.nn.Module
+        The model's own, or a judge's.
+
+    Returns
+    -------
+    str
+    """
+    legend = MATCH_LEGEND.format(threshold=scorer.threshold)
+    judge = getattr(scorer, "judge", None)
+    return legend + (JUDGE_LEGEND.format(judge=judge) if judge else OWN_LEGEND)
+
+
+def extract(model, voice, job, channels, keep_partial=False, judge=None):
     """Extracts from one recording.
 
     Arguments
@@ -175,6 +234,8 @@ def extract(model, voice, job, channels, keep_partial=False):
         `mix`, `each` or `peers`.
     keep_partial : bool
         Whether Ctrl+C leaves what is done in the files.
+    judge : speechbrain_peer.inference.judges.EnrolledJudge, optional
+        Who tells the match score in place of the model.
 
     Returns
     -------
@@ -199,6 +260,7 @@ def extract(model, voice, job, channels, keep_partial=False):
             return_presence=model.tells_presence,
             return_alignment=True,
             keep_partial=keep_partial,
+            judge=judge,
         )
     return match, present_share(*presence) if presence else None, alignment
 

@@ -179,6 +179,27 @@ def add_manifest(add, purpose):
     )
 
 
+def add_judge(add, purpose):
+    """Declares a network that knows speakers; `add` is `add_argument`.
+
+    Arguments
+    ---------
+    add : callable
+        The parser's `add_argument`.
+    purpose : str
+        What it does, for the help.
+    """
+    add(
+        "--judge",
+        metavar="NAME",
+        help=f"{purpose}, a network that knows speakers and had no part in the "
+        "extraction: resemblyzer (pip install --no-deps resemblyzer), or a speaker "
+        "encoder of SpeechBrain, a folder or one of the Hugging Face Hub, such as "
+        "speechbrain/spkrec-ecapa-voxceleb; its YAML can run any code, so trust its "
+        "author",
+    )
+
+
 def add_model_options(add):
     """Declares which model a command runs, and how; `add` is `add_argument`."""
     add(
@@ -248,3 +269,23 @@ def load_interface(options):
         run_opts={"device": options.device, "precision": precision},
         trust=options.trust,
     )
+
+
+def load_judge(options):
+    """Loads the judge of a command.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        With `judge` and `device`.
+
+    Returns
+    -------
+    speechbrain_peer.inference.judges.Judge or None
+        None where none is asked for.
+    """
+    if options.judge is None:
+        return None
+    from speechbrain_peer.inference import judges
+
+    return judges.load_judge(options.judge, options.device)

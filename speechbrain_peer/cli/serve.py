@@ -64,7 +64,8 @@ def run(options):
     """Serves until it is interrupted."""
     import torch
 
-    from speechbrain_peer.cli.server import Limits, build_app, import_server
+    from speechbrain_peer.cli.limits import Limits
+    from speechbrain_peer.cli.server import build_app, import_server
 
     uvicorn = import_server()  # before a model is loaded in vain
     token = os.environ.get(TOKEN_VARIABLE)

@@ -11,7 +11,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain_peer.data.drawn_items import DrawnItems, Renderer
 from speechbrain_peer.data.manifests import read_listed_peers, read_manifest
 from speechbrain_peer.data.peers import item_rng
-from speechbrain_peer.data.scenes import SceneDrawer, open_pool, scene_of
+from speechbrain_peer.data.scenes import SceneDrawer, scene_of
+from speechbrain_peer.data.speech_pool import open_pool
 from speechbrain_peer.data.surroundings import Surroundings
 from speechbrain_peer.data.training_items import TrainingItems
 from speechbrain_peer.utils.audio import read_audio

@@ -8,6 +8,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_peer.evaluation.trial_scores import (
+    enroll,
     extract_trial,
     is_right,
     score_estimate,
@@ -19,9 +20,9 @@ from speechbrain_peer.evaluation.trials import (
     vary,
 )
 from speechbrain_peer.inference.interface import TargetSpeechExtraction
-from speechbrain_peer.inference.match import MatchScorer, listen
+from speechbrain_peer.inference.match import JudgeScorer, MatchScorer, listen
 from speechbrain_peer.nnet.voice import summarize_voice
-from speechbrain_peer.packaging.export import add_match_scorer, check_replaceable
+from speechbrain_peer.packaging.export import add_scorers, check_replaceable
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import restore_folder
 
@@ -32,7 +33,7 @@ MOST_TRIALS = 300
 
 
 @main_process_only
-def calibrate(folder, manifest, data_root, device="cpu", trust=False):
+def calibrate(folder, manifest, data_root, device="cpu", trust=False, judge=None):
     """Adds a match score to an exported model.
 
     Every mixture is tried with the enrollment of its target, and with that of a
@@ -52,6 +53,8 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
         To extract on.
     trust : bool
         Builds whatever the model's YAML says. That runs any code it names.
+    judge : speechbrain_peer.inference.judges.Judge, optional
+        Adds its score as well.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
     except TooFewSpeakers as error:
         logger.warning(f"No match score: {error}")
         return
-    embeddings, matches = [], []
+    embeddings, matches, judged = [], [], []
     with tqdm(total=2 * len(trials), desc="calibrating the match score") as progress:
         for kind, present in ((trials, True), (absent, False)):
             for trial in kind:
@@ -85,11 +88,20 @@ def calibrate(folder, manifest, data_root, device="cpu", trust=False):
                 embeddings.append((summarize_voice(enrolled).cpu(), heard.cpu()))
                 right = is_right(score_estimate(estimate[0].cpu().numpy(), trial))
                 matches.append(float(present and right))
+                if judge is not None:
+                    mixture = torch.from_numpy(trial.mixture)
+                    listening = enroll(judge, trial, model)
+                    judged.append(listening.hear(estimate[0], mixture, rate))
                 progress.update()
     if len(set(matches)) < 2:
         logger.warning("No match score: no estimate is of the enrolled talker")
         return
+    matches = torch.tensor(matches)
     enrolled, estimated = map(torch.cat, zip(*embeddings, strict=True))
-    scorer = MatchScorer(enrolled.shape[1])
-    scorer.fit(enrolled, estimated, torch.tensor(matches))
-    add_match_scorer(folder, scorer)
+    scorer, judge_scorer = MatchScorer(enrolled.shape[1]), None
+    scorer.fit(enrolled, estimated, matches)
+    if judge is not None:
+        heard = torch.stack(judged)
+        judge_scorer = JudgeScorer(heard.shape[-1], judge.name, judge.mark)
+        judge_scorer.fit(heard, matches, torch.arange(len(matches)) >= len(trials))
+    add_scorers(folder, match_scorer=scorer, judge_scorer=judge_scorer)

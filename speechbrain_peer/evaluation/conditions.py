@@ -6,8 +6,10 @@ from speechbrain_peer.evaluation.long_files import (
     join_trials,
 )
 from speechbrain_peer.evaluation.presence import presence_markdown, summarize_presence
+from speechbrain_peer.evaluation.roc import TELLS, roc_rows, rocs
 from speechbrain_peer.evaluation.trial_scores import (
     error_rates,
+    is_right,
     mean_or_none,
     score_trials,
 )
@@ -50,25 +52,33 @@ def summarize(scores):
     }
 
 
-def evaluate(model, trials):
+def evaluate(model, trials, judge=None):
     """Scores all conditions.
 
     Arguments
     ---------
     model : TargetSpeechExtraction
     trials : list of Trial
+    judge : speechbrain_peer.inference.judges.Judge, optional
+        With whom the model has been calibrated.
 
     Returns
     -------
     dict
-        `conditions`, `presence` (of absent talkers, None where there are none),
-        `match` (error rates, None without a match score), `chunks` (None where no
-        target talks for a minute) and `left_out` (why, by name of what the test set has
-        too few speakers for).
+        `conditions`, `presence` (of absent talkers, None where there are none), `match`
+        and `judge` (error rates of both scores, None without), `wrong_speakers` (see
+        `summarize_wrong_speakers`), `chunks` (None where no target talks for a minute)
+        and `left_out` (why, by name of what the test set has too few speakers for).
     """
-    scores, left_out = score_conditions(model, trials)
+    scores, left_out = score_conditions(model, trials, judge)
     absent = scores.pop(ABSENT, [])
-    rates = error_rates(scores[UNCHANGED], absent) if model.tells_match else None
+    rates = dict.fromkeys(("match", "judge"))
+    if model.tells_match:
+        threshold = model.mods.match_scorer.threshold
+        rates["match"] = error_rates(scores[UNCHANGED], absent, threshold)
+    if judge is not None:
+        threshold = model.mods.judge_scorer.threshold
+        rates["judge"] = error_rates(scores[UNCHANGED], absent, threshold, "judge")
     rows = {name: summarize(of_condition) for name, of_condition in scores.items()}
     recordings = join_trials(trials, SECONDS, model.hparams.sample_rate)
     chunks = None
@@ -79,19 +89,45 @@ def evaluate(model, trials):
     return {
         "conditions": rows,
         "presence": summarize_presence(scores[UNCHANGED], absent),
-        "match": rates,
+        **rates,
+        "wrong_speakers": summarize_wrong_speakers(scores[UNCHANGED]),
         "chunks": chunks,
         "left_out": left_out,
     }
 
 
-def score_conditions(model, trials):
+def summarize_wrong_speakers(scores):
+    """Tells how many estimates are of an interferer, and how well they are told.
+
+    Arguments
+    ---------
+    scores : list of dict
+        What `score_trials` returns of trials whose target talks.
+
+    Returns
+    -------
+    dict or None
+        `rights` and `wrongs`, how many there are; `roc`, see `rocs`, where an alarm is
+        false at a right estimate. None where all are right, or there is no score.
+    """
+    rights = [score for score in scores if is_right(score)]
+    wrongs = [score for score in scores if score["wrong_speaker"]]
+    found = {}
+    if rights and wrongs:
+        found = rocs(("match", "judge"), wrongs, rights, sign=-1)
+    return (
+        {"rights": len(rights), "wrongs": len(wrongs), "roc": found} if found else None
+    )
+
+
+def score_conditions(model, trials, judge=None):
     """Scores the conditions that the test set can give.
 
     Arguments
     ---------
     model : TargetSpeechExtraction
     trials : list of Trial
+    judge : speechbrain_peer.inference.judges.Judge, optional
 
     Returns
     -------
@@ -108,7 +144,9 @@ def score_conditions(model, trials):
         except TooFewSpeakers as error:
             left_out[name] = str(error)
         else:
-            scores[name] = score_trials(model, varied, name)
+            # Of the others no table tells what the judge says.
+            asked = judge if name in (UNCHANGED, ABSENT) else None
+            scores[name] = score_trials(model, varied, name, asked)
     return scores, left_out
 
 
@@ -130,23 +168,37 @@ def markdown(result):
         lines.append(f"\nLeft out: {name} ({why}).")
     if result["presence"]:
         lines.append(presence_markdown(result["presence"]))
-    if result["match"]:
-        lines.append(_match_text(result["match"]))
+    if result["wrong_speakers"]:
+        lines.append(_wrong_speakers_text(result["wrong_speakers"]))
+    for name in ("match", "judge"):
+        if result[name]:
+            lines.append(_match_text(TELLS[name], result[name]))
     if result["chunks"]:
         lines.append(_chunks_text(result["chunks"]))
     return "\n".join(lines)
 
 
-def _match_text(rates):
+def _wrong_speakers_text(summary):
+    return "\n".join(
+        [
+            f"\n{summary['wrongs']} outputs are of the wrong speaker. The area under "
+            "the ROC, and how many of them (%) are told where so many of the "
+            f"{summary['rights']} right ones are doubted:\n",
+            *roc_rows(summary["roc"]),
+        ]
+    )
+
+
+def _match_text(title, rates):
     missed, wrong, absent, equal = (
         "-" if rates[name] is None else f"{100 * rates[name]:.1f} %"
         for name in ("missed", "wrong_speaker", "absent", "equal_error")
     )
     return (
-        f"\nA match score below 0.5: {missed} of {rates['rights']} right estimates. Of "
-        f"0.5 or more: {wrong} of {rates['wrongs']} estimates of the wrong speaker, "
-        f"{absent} of those with the enrollment of somebody absent. Equal error rate "
-        f"{equal}."
+        f"\nA {title} below {rates['threshold']:.2f}, its threshold: {missed} of "
+        f"{rates['rights']} right estimates. Not below: {wrong} of {rates['wrongs']} "
+        f"estimates of the wrong speaker, {absent} of those with the enrollment of "
+        f"somebody absent. Equal error rate {equal}."
     )
 
 

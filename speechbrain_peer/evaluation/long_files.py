@@ -10,7 +10,8 @@ from tqdm import tqdm
 from speechbrain_peer.evaluation.metrics import si_sdr
 from speechbrain_peer.evaluation.trial_scores import extract_trial, score_estimate
 from speechbrain_peer.evaluation.trials import Trial
-from speechbrain_peer.inference.chunks import Estimate, extract_chunks
+from speechbrain_peer.inference.chunks import extract_chunks
+from speechbrain_peer.inference.estimates import Estimate
 
 SECONDS = 60
 

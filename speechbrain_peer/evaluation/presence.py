@@ -1,20 +1,12 @@
 """Who is there? Trials whose target talks, and trials of somebody absent."""
 
-import math
-
 import numpy as np
-from scipy.stats import mannwhitneyu
 
+from speechbrain_peer.evaluation.roc import TELLS, roc_rows, rocs
 from speechbrain_peer.inference.presence import PRESENT_DB
 
 LOST_DB = -10.0
 """Of the target: an output below has lost the talker."""
-
-FALSE_ALARMS = (1, 5, 10, 20)
-"""Percent of absent talkers that are taken for present, of the points of a ROC."""
-
-# What tells, by the name of the score.
-_TELLS = {"level": "output against mixture (dB)", "match": "match score"}
 
 
 def summarize_presence(present, absent):
@@ -39,11 +31,9 @@ def summarize_presence(present, absent):
 
     Example
     -------
-    >>> present = [{"level": -3.0, "target_level": 0.0, "match": math.nan}]
-    >>> absent = [
-    ...     {"level": -40.0, "match": math.nan},
-    ...     {"level": -9.0, "match": math.nan},
-    ... ]
+    >>> unknown = {"match": float("nan"), "judge": float("nan")}
+    >>> present = [{"level": -3.0, "target_level": 0.0, **unknown}]
+    >>> absent = [{"level": -40.0, **unknown}, {"level": -9.0, **unknown}]
     >>> summary = summarize_presence(present, absent)
     >>> summary["attenuation"], summary["audible_percent"], summary["lost_percent"]
     (24.5, 50.0, 0.0)
@@ -60,11 +50,7 @@ def summarize_presence(present, absent):
         "present_items": len(present),
         "lost_percent": 100
         * float((_values(present, "target_level") <= LOST_DB).mean()),
-        "roc": {
-            name: _roc(_values(present, name), _values(absent, name))
-            for name in _TELLS
-            if not any(math.isnan(score[name]) for score in (*present, *absent))
-        },
+        "roc": rocs(TELLS, present, absent),
     }
 
 
@@ -79,7 +65,6 @@ def presence_markdown(summary):
     -------
     str
     """
-    percents = " | ".join(f"{percent} %" for percent in FALSE_ALARMS)
     lines = [
         f"\n{summary['absent_items']} mixtures with the enrollment of somebody absent: "
         f"the output is {summary['attenuation']:.1f} dB below the mixture (median), "
@@ -88,31 +73,10 @@ def presence_markdown(summary):
         f"{summary['present_items']} outputs are {-LOST_DB:.0f} dB or more below the "
         "target. The area under the ROC, and how many of the present (%) are found "
         "where so many of the absent are taken for present:\n",
-        f"| told by | area | {percents} |",
-        "|---|---:|" + "---:|" * len(FALSE_ALARMS),
+        *roc_rows(summary["roc"]),
     ]
-    for name, roc in summary["roc"].items():
-        found = " | ".join(f"{share:.1f}" for share in roc["found_percent"].values())
-        lines.append(f"| {_TELLS[name]} | {roc['area']:.3f} | {found} |")
     return "\n".join(lines)
 
 
 def _values(scores, name):
     return np.array([score[name] for score in scores])
-
-
-def _roc(present, absent):
-    """Area, and a few points of the curve."""
-    statistic = mannwhitneyu(present, absent).statistic
-    falling = np.sort(absent)[::-1]
-    thresholds = {
-        percent: falling[len(absent) * percent // 100] for percent in FALSE_ALARMS
-    }
-    return {
-        "area": float(statistic / (len(present) * len(absent))),
-        # As text, as keys in JSON are.
-        "found_percent": {
-            str(percent): 100 * float((present > threshold).mean())
-            for percent, threshold in thresholds.items()
-        },
-    }

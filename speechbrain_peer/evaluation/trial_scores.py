@@ -9,7 +9,7 @@ from tqdm import tqdm
 from speechbrain_peer.evaluation.metrics import judge, level_db, si_sdr
 
 
-def score_trials(model, trials, title):
+def score_trials(model, trials, title, judge=None):
     """Extracts from every trial and scores it.
 
     Arguments
@@ -20,23 +20,30 @@ def score_trials(model, trials, title):
         See `speechbrain_peer.evaluation.trials`.
     title : str
         The title of the progress bar.
+    judge : speechbrain_peer.inference.judges.Judge, optional
+        With whom the model has been calibrated.
 
     Returns
     -------
     list of dict
-        What `score_estimate` tells, and `match`, which is NaN where the model tells no
-        match score.
+        What `score_estimate` tells, `match`, which is NaN where the model tells no
+        match score, and `judge`, the judge's, which is NaN without one.
     """
     scores = []
     for trial in tqdm(trials, desc=title, leave=False):
         embedding, estimate = extract_trial(model, trial)
-        match = math.nan
+        match = judged = math.nan
         if model.tells_match:
             match = model.match_score(estimate, embedding).item()
+        if judge is not None:
+            judged = enroll(judge, trial, model).match(
+                model, estimate[0], torch.from_numpy(trial.mixture)
+            )
         scores.append(
             {
                 **score_estimate(estimate[0].cpu().numpy(), trial),
                 "match": match,
+                "judge": judged,
             }
         )
     return scores
@@ -63,6 +70,24 @@ def extract_trial(model, trial):
     )
     embedding = model.encode_speaker(enrollment)
     return embedding, model.extract_batch(mixture, embeddings=embedding)
+
+
+def enroll(judge, trial, model):
+    """Tells a judge whom a trial is to extract.
+
+    Arguments
+    ---------
+    judge : speechbrain_peer.inference.judges.Judge
+    trial : Trial
+    model : speechbrain_peer.inference.interface.TargetSpeechExtraction
+        Of the trial's sample rate.
+
+    Returns
+    -------
+    speechbrain_peer.inference.judges.EnrolledJudge
+    """
+    enrollment = torch.from_numpy(trial.enrollment)[None]
+    return judge.enroll(enrollment, model.hparams.sample_rate)
 
 
 def score_estimate(estimate, trial):
@@ -106,7 +131,7 @@ def is_right(score):
     return not (score["silent"] or score["wrong_speaker"])
 
 
-def error_rates(present, absent, threshold=0.5):
+def error_rates(present, absent, threshold=0.5, name="match"):
     """How often a match score is wrong.
 
     Arguments
@@ -117,6 +142,8 @@ def error_rates(present, absent, threshold=0.5):
         The scores of trials with somebody else's enrollment.
     threshold : float
         Below it an estimate is taken for none of the talker.
+    name : str
+        Of the score: `match`, the model's own, or `judge`.
 
     Returns
     -------
@@ -124,8 +151,9 @@ def error_rates(present, absent, threshold=0.5):
         Shares of: `missed`, right estimates below the threshold; `wrong_speaker`,
         estimates of an interferer above it; `absent`, the same of an absent target;
         `equal_error`, where the threshold is chosen so that right estimates and all
-        others are as often wrong; `rights` and `wrongs`, how many were extracted. A
-        silent estimate is none of these. A share of no estimates is None.
+        others are as often wrong; `rights` and `wrongs`, how many were extracted;
+        `threshold`. A silent estimate is none of these. A share of no estimates is
+        None.
 
     Example
     -------
@@ -137,9 +165,9 @@ def error_rates(present, absent, threshold=0.5):
     >>> error_rates([right], [])["absent"] is None
     True
     """
-    right = np.array([x["match"] for x in present if is_right(x)])
-    wrong = np.array([x["match"] for x in present if x["wrong_speaker"]])
-    absent = np.array([x["match"] for x in absent])
+    right = np.array([x[name] for x in present if is_right(x)])
+    wrong = np.array([x[name] for x in present if x["wrong_speaker"]])
+    absent = np.array([x[name] for x in absent])
     others = np.concatenate((wrong, absent))
     return {
         "missed": mean_or_none(right < threshold),
@@ -148,6 +176,7 @@ def error_rates(present, absent, threshold=0.5):
         "equal_error": _equal_error(right, others),
         "rights": len(right),
         "wrongs": len(wrong),
+        "threshold": threshold,
     }
 
 

@@ -11,7 +11,7 @@ from speechbrain.utils.data_utils import split_path
 from speechbrain.utils.fetching import fetch
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_peer.inference.chunks import file_beside
+from speechbrain_peer.inference.estimates import file_beside
 from speechbrain_peer.inference.inputs import as_tensor
 from speechbrain_peer.inference.recordings import (
     Recording,
@@ -137,6 +137,7 @@ class OfFiles:
         return_presence=False,
         return_alignment=False,
         keep_partial=False,
+        judge=None,
     ):
         """Extracts one talker from an audio file, or from several of one moment.
 
@@ -174,6 +175,8 @@ class OfFiles:
         keep_partial : bool
             Whether, after Ctrl+C, to write what is done, a whole file of the start,
             before `KeyboardInterrupt` goes on.
+        judge : inference.judges.EnrolledJudge, optional
+            Who tells the match score in place of the model.
 
         Returns
         -------
@@ -182,7 +185,9 @@ class OfFiles:
             mixture file's length and rate; with `output_path`, that path.
         match : float or None
             With `return_match`: in [0, 1], of up to 12 s where the estimate is
-            loudest; None from a model that has not been calibrated.
+            loudest; None from a model that has not been calibrated. Below the
+            `threshold` of the scorer, `mods.match_scorer` or `mods.judge_scorer`, it is
+            to be doubted.
         presence : torch.Tensor
             With `return_presence`: whether the talker speaks in each second, bool,
             (seconds,), or (channels, seconds) from each channel.
@@ -199,6 +204,8 @@ class OfFiles:
             If something else is wrong, or the model tells no presence.
         """
         self._check_presence(return_presence)
+        if judge is not None:
+            judge.judge.scorer_of(self)
         if (enrollment_paths is None) == (embeddings is None):
             raise ValueError("Give either enrollment_paths or embeddings")
         mixtures = _as_list(mixture_path)
@@ -252,7 +259,7 @@ class OfFiles:
                 raise KeyboardInterrupt
             told = []
             if return_match:
-                told.append(self._match(estimate, embeddings))
+                told.append(self._match(estimate, embeddings, judge, mixture, channels))
             if return_presence:
                 presence = torch.from_numpy(estimate.presence().T)
                 told.append(presence if channels == "each" else presence[0])
@@ -260,11 +267,16 @@ class OfFiles:
                 told.append(alignment)
             return (result, *told) if told else result
 
-    def _match(self, estimate, embeddings):
-        if not self.tells_match:
+    def _match(self, estimate, embeddings, judge, mixture, channels):
+        if judge is None and not self.tells_match:
             return None
         loudest = torch.from_numpy(estimate.loudest().copy())
-        return self.match_score(loudest[None], embeddings).item()
+        if judge is None:
+            return self.match_score(loudest[None], embeddings).item()
+        rates = mixture.sample_rate, self.hparams.sample_rate
+        blocks = resample_blocks(heard(mixture, channels), *rates)
+        there = torch.from_numpy(estimate.loudest(blocks).copy())
+        return judge.match(self, loudest, there)
 
     def _embed_file(self, path):
         waveform = self._waveform(*read_start(path, LONGEST_ENROLLMENT))

@@ -5,6 +5,7 @@ of the mixture tells.
 """
 
 import numpy as np
+import torch
 from torch.nn import functional as F
 
 PRESENT_DB = -20.0
@@ -13,6 +14,9 @@ PRESENT_DB = -20.0
 It is where the loss of absent talkers ends (`utils.signal.level_snr`): an output below
 it is as good as silent.
 """
+
+TENTHS = 10
+"""Tenths of a second, in which the last one of a stream is heard."""
 
 
 def tell_presence(estimates, mixtures):
@@ -53,7 +57,6 @@ def present_share(presence):
 
     Example
     -------
-    >>> import torch
     >>> present_share(torch.tensor([[True, False], [True, False]]))
     0.5
     """
@@ -77,13 +80,52 @@ def second_energies(waveforms, sample_rate):
 
     Example
     -------
-    >>> import torch
     >>> second_energies(torch.tensor([[1.0, 1.0, 2.0, 0.0, 3.0]]), sample_rate=2)
     tensor([[2., 4., 9.]], dtype=torch.float64)
     """
     rest = -waveforms.shape[-1] % sample_rate
     padded = F.pad(waveforms.double(), (0, rest))
     return padded.square().unflatten(-1, (-1, sample_rate)).sum(-1)
+
+
+def new_energies(*batch):
+    """What `recent_energies` remembers of streams that have not begun."""
+    return torch.zeros(*batch, 0, dtype=torch.float64), torch.zeros(*batch, 0)
+
+
+def recent_energies(waveforms, before, sample_rate):
+    """Energies of the last second of streams, in its tenths.
+
+    Arguments
+    ---------
+    waveforms : torch.Tensor
+        The next samples, (..., time).
+    before : tuple of torch.Tensor
+        What this gave before, or `new_energies`; it is not changed.
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    energies : torch.Tensor
+        Of up to ten whole tenths, in double precision, (..., tenths).
+    begun : torch.Tensor
+        The samples after them, (..., time).
+
+    Example
+    -------
+    >>> energies, begun = recent_energies(torch.ones(1, 5), new_energies(1), 20)
+    >>> energies.tolist(), begun.tolist()
+    ([[2.0, 2.0]], [[1.0]])
+    """
+    energies, begun = before
+    size = sample_rate // TENTHS
+    waveforms = torch.cat((begun, waveforms), dim=-1)
+    whole = waveforms.shape[-1] // size * size
+    tenths = waveforms[..., :whole].double().square().unflatten(-1, (-1, size)).sum(-1)
+    energies = torch.cat((energies, tenths), dim=-1)[..., -TENTHS:]
+    # Copies, as views would keep what is forgotten.
+    return energies.clone(), waveforms[..., whole:].clone()
 
 
 class Seconds:

@@ -21,12 +21,8 @@ from speechbrain_peer.inference.alignment import (
     read_at_rate,
     shift,
 )
-from speechbrain_peer.inference.chunks import (
-    Estimate,
-    cross_fade,
-    cut_chunks,
-    extract_recording,
-)
+from speechbrain_peer.inference.chunks import cross_fade, cut_chunks
+from speechbrain_peer.inference.estimates import Estimate, extract_recording
 from speechbrain_peer.inference.recordings import (
     BLOCK,
     Recording,

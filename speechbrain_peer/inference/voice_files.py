@@ -4,7 +4,6 @@ A file holds tensors only, and a mark of the network that has made the voice: to
 network it would mean nothing, or somebody else.
 """
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from speechbrain_peer.nnet.voice import Frames, map_voice
 from speechbrain_peer.utils.files import DataError, whole_file
+from speechbrain_peer.utils.modules import mark_of
 
 
 def save_voice(path, voice, modules, sample_rate):
@@ -94,9 +94,4 @@ MAKERS = ("speaker_encoder", "encoder")
 
 def _maker(modules, sample_rate):
     """A mark of what makes voices: other weights make others."""
-    mark = hashlib.sha256(str(sample_rate).encode())
-    for stage in MAKERS:
-        for name, weight in sorted(modules[stage].state_dict().items()):
-            mark.update(f"{stage}.{name}{tuple(weight.shape)}".encode())
-            mark.update(weight.detach().cpu().float().numpy().tobytes())
-    return mark.hexdigest()
+    return mark_of({stage: modules[stage] for stage in MAKERS}, sample_rate)

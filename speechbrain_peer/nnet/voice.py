@@ -9,6 +9,7 @@ functions here.
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 
 class Frames(NamedTuple):
@@ -108,6 +109,39 @@ def join_voices(voices):
     if isinstance(voices[0], Frames):
         return Frames(*(torch.cat(tensors, 1) for tensors in zip(*voices, strict=True)))
     return torch.stack(voices).mean(0)
+
+
+def stack_voices(voices):
+    """Makes a batch of the voices of several batches of talkers.
+
+    Arguments
+    ---------
+    voices : list of torch.Tensor or Frames
+        All of one kind.
+
+    Returns
+    -------
+    torch.Tensor or Frames
+        Of all talkers; frames are padded to the most.
+
+    Example
+    -------
+    >>> long, short = (Frames(torch.rand(1, n, 8), torch.ones(1, n)) for n in (50, 20))
+    >>> stack_voices([long, short]).mask.sum(1)
+    tensor([50., 20.])
+    """
+    if not isinstance(voices[0], Frames):
+        return torch.cat(voices)
+    most = max(voice.mask.shape[1] for voice in voices)
+    features, mask = zip(
+        *(
+            (F.pad(voice.features, (0, 0, 0, missing)), F.pad(voice.mask, (0, missing)))
+            for voice in voices
+            for missing in (most - voice.mask.shape[1],)
+        ),
+        strict=True,
+    )
+    return Frames(torch.cat(features), torch.cat(mask))
 
 
 def summarize_voice(voice):

@@ -54,6 +54,9 @@ STAGES = (
     "decoder",
 )
 
+# Fitted after the training: the model's own, and a judge's.
+SCORERS = ("match_scorer", "judge_scorer")
+
 # SpeechBrain's foreign_class imports its interface from a file of the model.
 DOCUMENTS = {
     "custom.py": '"""The interface, for SpeechBrain\'s foreign_class."""\n\n'
@@ -118,15 +121,16 @@ def export_model(hparams_file, modules, folder, documents=None):
     return _write_folder(folder, hparams, stages.state_dict(), documents or {})
 
 
-def add_match_scorer(folder, scorer):
-    """Lets an exported model tell a match score.
+def add_scorers(folder, **scorers):
+    """Lets an exported model tell match scores.
 
     Arguments
     ---------
     folder : str or pathlib.Path
         Of the model; it is replaced as a whole.
-    scorer : speechbrain_peer.inference.match.MatchScorer
-        Fitted to it.
+    **scorers : torch.nn.Module
+        Fitted to it, by the names in `SCORERS`, with the `arguments` that build them;
+        None leaves the one that is there.
 
     Returns
     -------
@@ -136,17 +140,20 @@ def add_match_scorer(folder, scorer):
     folder = Path(folder)
     check_replaceable(folder)
     hparams = stage_hparams(folder / HPARAMS_FILE)
-    node = CommentedMap(embedding_size=len(scorer.center))
-    node.yaml_set_ctag(Tag(suffix="!new:speechbrain_peer.inference.match.MatchScorer"))
     modules = hparams.pop("modules")
-    modules["match_scorer"] = RefTag("<match_scorer>")
-    hparams = {**hparams, "match_scorer": node, "modules": modules}
     weights = torch.load(folder / WEIGHTS_FILE, weights_only=True, map_location="cpu")
-    for name, value in scorer.state_dict().items():
-        weights[f"match_scorer.{name}"] = value
+    for name, scorer in scorers.items():
+        if scorer is None:
+            continue
+        kind = type(scorer)
+        node = CommentedMap(scorer.arguments)
+        node.yaml_set_ctag(Tag(suffix=f"!new:{kind.__module__}.{kind.__name__}"))
+        hparams[name], modules[name] = node, RefTag(f"<{name}>")
+        for buffer, value in scorer.state_dict().items():
+            weights[f"{name}.{buffer}"] = value
     card = folder / CARD_FILE
     documents = {CARD_FILE: card.read_text(encoding="utf-8")} if card.exists() else {}
-    return _write_folder(folder, hparams, weights, documents)
+    return _write_folder(folder, {**hparams, "modules": modules}, weights, documents)
 
 
 def _write_folder(folder, hparams, weights, documents):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from speechbrain_peer.nnet.voice import stack_voices
 from speechbrain_peer.peer_learning.predictors import sees_around
 
 STAGES = ("encoder", "separator", "decoder")
@@ -136,6 +137,60 @@ class Schedule(NamedTuple):
         return np.where(hops < 0, 0, self.ready + hops * self.hop)
 
 
+def outline(state):
+    """What states have in common that can go on together: all but the batch.
+
+    Arguments
+    ---------
+    state : tuple or torch.Tensor
+        Of a stream.
+
+    Returns
+    -------
+    tuple
+        Hashable: shapes, and the values of flags.
+
+    Example
+    -------
+    >>> outline((torch.zeros(2, 5), torch.tensor([True, True])))
+    (((5,),), ((), True))
+    """
+    if isinstance(state, torch.Tensor):
+        flags = state[:1].tolist() if state.dtype == torch.bool else ()
+        return tuple(state.shape[1:]), *flags
+    return tuple(map(outline, state))
+
+
+def step_together(modules, mixtures, embeddings, states):
+    """`step` of several streams at once: of one number of samples and one `outline`.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages.
+    mixtures : list of torch.Tensor
+        Of each, (batch, time).
+    embeddings : list of (torch.Tensor or Frames)
+        Voices, of (batch, ...).
+    states : list of tuple
+        From `init_state` or the step before.
+
+    Returns
+    -------
+    estimates : list of torch.Tensor
+        Of each, (batch, time).
+    states : list of tuple
+    """
+    if len(states) == 1:
+        estimates, state = step(modules, mixtures[0], embeddings[0], states[0])
+        return [estimates], [state]
+    sizes = [len(mixture) for mixture in mixtures]
+    estimates, state = step(
+        modules, torch.cat(mixtures), stack_voices(embeddings), _joined(states)
+    )
+    return list(estimates.split(sizes)), _parts(state, sizes)
+
+
 @torch.no_grad()
 def measure_schedule(modules):
     """Finds out how late a model's estimates are, from silence, sample by sample.
@@ -184,3 +239,19 @@ def _extract_frames(modules, W, embeddings, states):
     masked = modules["mask_head"](e, r, W)
     estimates, decoder = modules["decoder"].step(masked, decoder)
     return estimates[:, 0], (separator, decoder)
+
+
+def _joined(states):
+    """One state of those of several streams."""
+    if isinstance(states[0], torch.Tensor):
+        return torch.cat(states)
+    return tuple(map(_joined, zip(*states, strict=True)))
+
+
+def _parts(state, sizes):
+    """A state of each of several streams, of so many rows."""
+    if isinstance(state, torch.Tensor):
+        # Copies, as views would keep the others.
+        return [part.clone() for part in state.split(sizes)]
+    parts = [_parts(part, sizes) for part in state]
+    return [tuple(part[k] for part in parts) for k in range(len(sizes))]

@@ -8,6 +8,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_peer.training.averaging import AVERAGES, WeightAverages
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.totals import EpochTotals
 
@@ -22,13 +23,17 @@ class SafeBrain(sb.Brain):
     a batch norm. After more than `nonfinite_patience` of them in an epoch the training
     ends.
 
+    With `averaged_steps`, running averages of the weights are kept beside them: those
+    are what validation and test compute with, and what is exported.
+
     A training that was resumed after its last step (`optimizer_step_limit`) and
     validation has nothing left to do, where the base class begins one more epoch.
 
     Arguments
     ---------
     *args, **kwargs
-        As for `speechbrain.Brain`; `hparams` has an `epoch_counter` with a stopper.
+        As for `speechbrain.Brain`; `hparams` has an `epoch_counter` with a stopper, and
+        `averaged_steps`, None where nothing is averaged.
     """
 
     def __init__(self, *args, **kwargs):
@@ -37,6 +42,11 @@ class SafeBrain(sb.Brain):
         # Of one stage: seconds, and in training loss, batches and skipped_steps.
         self.totals = EpochTotals()
         self.checkpointer.add_recoverable("totals", self.totals)
+        self.averages = None
+        if self.hparams.averaged_steps:
+            steps = self.hparams.averaged_steps
+            self.averages = WeightAverages(self.modules, steps)
+            self.checkpointer.add_recoverable(AVERAGES, self.averages)
 
     def on_fit_start(self):
         """Initializes and resumes; a finished training is not gone on with."""
@@ -64,11 +74,17 @@ class SafeBrain(sb.Brain):
         self.totals.reset()
         return totals
 
+    @property
+    def evaluated(self):
+        """The modules that are evaluated and exported, a `torch.nn.ModuleDict`."""
+        return self.averages.module if self.averages else self.modules
+
     def weights_are_finite(self):
-        """Tells whether all weights and buffers of the modules are finite."""
+        """Tells whether all weights and buffers are finite, and their averages."""
         return all(
             bool(torch.isfinite(weight).all())
-            for weight in self.modules.state_dict().values()
+            for modules in {self.modules, self.evaluated}
+            for weight in modules.state_dict().values()
         )
 
     def fit_batch(self, batch):
@@ -131,6 +147,8 @@ class SafeBrain(sb.Brain):
         super().optimizers_step()
         if self.gradients_are_finite and self.scaler.get_scale() >= scale:
             self._keep_buffers()
+            if self.averages:
+                self.averages.update_parameters(self.modules)
             return
         for buffer, kept in zip(self.modules.buffers(), self.buffers, strict=True):
             buffer.copy_(kept)

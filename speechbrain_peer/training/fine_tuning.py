@@ -22,6 +22,7 @@ from speechbrain_peer.peer_learning.predictors import (
     can_fold,
     without_predictors,
 )
+from speechbrain_peer.training.averaging import AVERAGES, WeightAverages
 from speechbrain_peer.training.checkpoints import (
     SafeCheckpointer,
     differing_weights,
@@ -111,6 +112,8 @@ def read_trained(path, modules, trust=False):
 def load_run(folder, trust=False):
     """Loads all stages of a training run, from its best checkpoint.
 
+    Where the run has averaged its weights, the averages are what is loaded.
+
     Arguments
     ---------
     folder : str or pathlib.Path
@@ -138,6 +141,10 @@ def load_run(folder, trust=False):
         raise DataError(f"{save_folder}: cannot be read as checkpoints") from error
     if best is None:
         raise DataError(f"{save_folder}: holds no checkpoint of a whole epoch")
+    if AVERAGES in best.paramfiles:
+        averages = WeightAverages(stages, steps=1)
+        load_weights(averages, best.paramfiles[AVERAGES])
+        return averages.module, sample_rate
     for name, stage in stages.items():
         load_weights(stage, best.paramfiles.get(name, best.path / f"{name}.ckpt"))
     return stages, sample_rate

@@ -129,6 +129,7 @@ OPTIONS = {
     "max_grad_norm": POSITIVE,
     "precision": PRECISION,
     "eval_precision": PRECISION,
+    "averaged_steps": COUNT_OR_NONE,
     "nonfinite_patience": FROM_0,
     "ckpt_interval_minutes": Option(float, least=0),
     "ckpt_interval_steps": FROM_0,

@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_peer.packaging.export import STAGES, add_match_scorer, export_model
+from speechbrain_peer.packaging.export import (
+    SCORERS,
+    STAGES,
+    add_scorers,
+    export_model,
+)
 from speechbrain_peer.packaging.loading import (
     CARD_FILE,
     HPARAMS_FILE,
@@ -160,15 +165,15 @@ def export_run(run, folder, name, license="apache-2.0", notes="", trust=False):
     )
     # Before the export, which may replace it.
     exports = (settings.get("export_folder"), run / "model", folder)
-    scorer = _match_scorer(exports, stages, trust)
+    scorers = _scorers(exports, stages, trust)
     folder = export_model(run_file, modules, folder, {CARD_FILE: card})
-    if scorer is not None:
-        add_match_scorer(folder, scorer)
+    if scorers:
+        add_scorers(folder, **scorers)
     return folder
 
 
-def _match_scorer(exports, stages, trust):
-    """Of the first export with just these stages that has been calibrated, or None.
+def _scorers(exports, stages, trust):
+    """Of the first export with just these stages that has been calibrated, by name.
 
     Fitted to other weights, a scorer would give probabilities that are none.
     """
@@ -182,16 +187,16 @@ def _match_scorer(exports, stages, trust):
         except (ValueError, OSError) as error:
             logger.warning(f"No match score is taken over: {error}")
             continue
-        if "match_scorer" not in exported:
+        scorers = {name: exported.pop(name) for name in SCORERS if name in exported}
+        if not scorers:
             continue
-        scorer = exported.pop("match_scorer")
         if _same_weights(exported.state_dict(), ours):
-            return scorer
+            return scorers
         logger.warning(
             f"{export}: has other weights than the best checkpoint, so its match score "
             "is left out; `tse calibrate` makes one"
         )
-    return None
+    return {}
 
 
 def _same_weights(weights, others):

@@ -1,5 +1,6 @@
 """What is done to modules, whatever they compute."""
 
+import hashlib
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +12,36 @@ def unwrapped(module):
     if isinstance(module, (DistributedDataParallel, torch.nn.DataParallel)):
         return unwrapped(module.module)
     return getattr(module, "_orig_mod", module)
+
+
+def mark_of(modules, sample_rate):
+    """A mark of networks and the rate they hear at: other weights have another.
+
+    Arguments
+    ---------
+    modules : Mapping
+        Of modules, in an order.
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Example
+    -------
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> mark = mark_of({"layer": layer}, 8000)
+    >>> len(mark), mark == mark_of({"layer": layer}, 16000)
+    (64, False)
+    """
+    mark = hashlib.sha256(str(sample_rate).encode())
+    for stage, module in modules.items():
+        for name, weight in sorted(module.state_dict().items()):
+            mark.update(f"{stage}.{name}{tuple(weight.shape)}".encode())
+            mark.update(weight.detach().cpu().float().numpy().tobytes())
+    return mark.hexdigest()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tiny_model import build, export, write_run
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.inference.match import MatchScorer
-from speechbrain_peer.packaging.export import add_match_scorer, build_stages
+from speechbrain_peer.packaging.export import add_scorers, build_stages
 from speechbrain_peer.packaging.loading import load_card, load_model
 from speechbrain_peer.packaging.safe_yaml import read_yaml
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
@@ -49,7 +49,7 @@ def model(tmp_path_factory):
     export(folder)
     scorer = MatchScorer(embedding_size=8)
     scorer.weight += 1
-    add_match_scorer(folder, scorer)
+    add_scorers(folder, match_scorer=scorer)
     return folder
 
 

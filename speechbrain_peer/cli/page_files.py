@@ -1,76 +1,13 @@
-"""Keeps the listening page to its user: who may ask, and what stays on the disk."""
+"""Keeps what is on the disk to the pages that are open."""
 
 import os
 import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
-
-LARGEST_UPLOAD = 1 << 30
-"""Bytes: an hour and a half of stereo at 44.1 kHz as 16-bit WAV."""
 
 UPLOADS = "GRADIO_TEMP_DIR"
 """Tells gradio where to keep what is uploaded."""
-
-HOSTS = ("localhost", "127.0.0.1", "::1")
-
-
-class LocalOnly:
-    """ASGI middleware that serves the browser of this computer, and pages of its own.
-
-    A web site can give its name the address 127.0.0.1, and any can send requests to
-    it. Browsers tell the name as `Host`, and the site that a request comes from as
-    `Origin`.
-
-    Arguments
-    ---------
-    app : callable
-        The ASGI application.
-    """
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        """Serves, or refuses with a status and a reason."""
-        refusal = _refusal(scope) if scope["type"] in ("http", "websocket") else None
-        if refusal is None:
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            status, reason = refusal
-            headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
-            await send(
-                {"type": "http.response.start", "status": status, "headers": headers}
-            )
-            await send({"type": "http.response.body", "body": reason.encode()})
-        else:
-            await send({"type": "websocket.close", "code": 1008})
-
-
-def _refusal(scope):
-    """Status and reason, or None for what is served."""
-    headers = dict(scope["headers"])
-    host = headers.get(b"host", b"").decode("latin-1")
-    origin = headers.get(b"origin", f"http://{host}".encode("latin-1"))
-    if _name(f"http://{host}") not in HOSTS:
-        return 403, "This page is for its own computer alone."
-    if origin.decode("latin-1") != f"http://{host}":
-        return 403, "Other sites may not ask this page."
-    if scope.get("method") == "POST":
-        length = headers.get(b"content-length")
-        if length is None:
-            return 411, "The length is missing."
-        if int(length) > LARGEST_UPLOAD:
-            return 413, f"Files may have up to {LARGEST_UPLOAD >> 20} MiB."
-    return None
-
-
-def _name(address):
-    try:
-        return urlsplit(address).hostname
-    except ValueError:
-        return None
 
 
 class ShownFiles:
@@ -122,6 +59,30 @@ class ShownFiles:
         # Uploads of the same content are one file.
         for path in paths.difference(*self._places.values()):
             path.unlink(missing_ok=True)
+
+
+def without_folders(message, *paths):
+    """Names files as the user does, without the folders they were uploaded to.
+
+    Arguments
+    ---------
+    message : str
+        What to tell.
+    *paths : str or None
+        Of the files that it may name.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> without_folders("/tmp/1b/anna.wav: is silent", "/tmp/1b/anna.wav")
+    'anna.wav: is silent'
+    """
+    for path in filter(None, paths):
+        message = message.replace(path, Path(path).name)
+    return message
 
 
 @contextmanager
