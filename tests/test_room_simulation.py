@@ -241,3 +241,5 @@ def test_ctrl_c_ends_it_in_one_line(pyroomacoustics, tmp_path):
     assert code == 130
     assert rest.splitlines()[-1] == "tse: interrupted"
     assert "Traceback" not in rest and "Error" not in rest
+    # Even where it comes while the processes are started.
+    assert len(list(tmp_path.iterdir())) < 100

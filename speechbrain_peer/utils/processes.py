@@ -60,7 +60,8 @@ def map_in_processes(function, items, n_processes, chunk=1):
         with ExitStack() as stack:
             with _interrupts_held():  # the processes are started here
                 pool = ProcessPoolExecutor(n_processes, context, _exit_with_parent)
-                stack.enter_context(pool)
+                # An interrupt held until here must not wait for all the items.
+                stack.callback(pool.shutdown, cancel_futures=True)
                 results = pool.map(function, items, chunksize=chunk)
             yield from results
     except BrokenProcessPool as error:

@@ -136,7 +136,7 @@ def _read(path):
                 {name: float(cell) if cell else None for name, cell in row.items()}
                 for row in csv.DictReader(file)
             ]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as curves: {error}") from error
 
 
