@@ -47,7 +47,7 @@ def test_the_command_needs_no_model(tmp_path, capsys):
     assert main(["extract", files[0], "-e", files[1], "-o", files[2]]) == 0
     printed = capsys.readouterr()
     assert re.fullmatch(r".*out\.wav\t[01]\.\d\d\n", printed.out)
-    assert "below 0.5 the person may be absent" in printed.err
+    assert "below 0.50 the person may be absent" in printed.err
     assert main(["info", NAME]) == 0
     assert "CC BY 4.0" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from tiny_model import SAMPLE_RATE, TRAINING_YAML, build
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.cli.listening_page import extract_and_draw
+from speechbrain_peer.cli.recording_tab import extract_and_draw
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import HPARAMS_FILE
 from speechbrain_peer.peer_learning.exchange import extract

@@ -310,7 +310,8 @@ def test_folding_and_export_keep_what_is_extracted(tmp_path):
     pair = noise(2, 1001), noise(2, 1200, seed=1)
     before = extract_from(trained, *pair)
     folded = torch.nn.ModuleDict(fold_predictors(trained))
-    rounding = 1e-6 * float(before.abs().max())
+    # Products in another order, which also depends on where they lie in memory.
+    rounding = 16 * torch.finfo(torch.float32).eps * float(before.abs().max())
     after = extract_from(folded, *pair)
     torch.testing.assert_close(after, before, rtol=0, atol=rounding)
     assert count(folded) == count(tiny("none")) + 2 * 9 * 9 + 9
