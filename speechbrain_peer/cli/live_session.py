@@ -81,19 +81,16 @@ class Pushes:
     """
 
     def __init__(self, run, threads):
-        self._run, self._free = run, threads
+        self._run, self._threads = run, threads
         self._waiting, self._workers = [], set()
 
     async def push(self, stream, samples):
         """What the stream's own `push` gives, or raises."""
         outcome = asyncio.get_running_loop().create_future()
         self._waiting.append((stream, samples, outcome))
-        if self._free:
-            self._free -= 1
-            worker = asyncio.create_task(self._work())
-            # The loop itself holds tasks weakly.
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+        if len(self._workers) < self._threads:
+            # Kept, as the loop itself holds tasks weakly.
+            self._workers.add(asyncio.create_task(self._work()))
         return await outcome
 
     async def _work(self):
@@ -113,7 +110,7 @@ class Pushes:
                     outcome.set_exception(of_one)
                 else:
                     outcome.set_result(of_one)
-        self._free += 1
+        self._workers.discard(asyncio.current_task())
 
 
 class Session:

@@ -9,7 +9,7 @@ functions here.
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Frames(NamedTuple):
@@ -132,16 +132,12 @@ def stack_voices(voices):
     """
     if not isinstance(voices[0], Frames):
         return torch.cat(voices)
-    most = max(voice.mask.shape[1] for voice in voices)
-    features, mask = zip(
+    return Frames(
         *(
-            (F.pad(voice.features, (0, 0, 0, missing)), F.pad(voice.mask, (0, missing)))
-            for voice in voices
-            for missing in (most - voice.mask.shape[1],)
-        ),
-        strict=True,
+            pad_sequence([row for rows in parts for row in rows], batch_first=True)
+            for parts in zip(*voices, strict=True)
+        )
     )
-    return Frames(torch.cat(features), torch.cat(mask))
 
 
 def summarize_voice(voice):
