@@ -63,6 +63,10 @@ def test_the_best_checkpoint_is_exported_with_a_card(run, tmp_path):
         assert text in card, text
     (run_folder / "metrics.json").unlink()
     (run_folder / "metrics.md").unlink()
+    (run_folder / "curves.csv").write_text("epoch,seconds\n1,soon\n")
+    with pytest.raises(DataError, match="cannot be read as curves"):
+        export_run(run_folder, folder, "again")
+    (run_folder / "curves.csv").unlink()
     export_run(run_folder, folder, "again")  # replaces it
     assert "Not tested." in (folder / "README.md").read_text(encoding="utf-8")
     assert "# again" in (folder / "README.md").read_text(encoding="utf-8")

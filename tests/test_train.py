@@ -352,6 +352,8 @@ def test_averages_of_the_weights_are_validated_tested_and_exported(run, tmp_path
         for name, average in averages.items():
             if not name.startswith("speaker_classifier"):  # extraction needs none
                 torch.testing.assert_close(stages[name], average)
+    with pytest.raises(DataError, match="holds averages of the weights, which would"):
+        run("spex_plus", experiment="averaged", n_epochs=2)
 
 
 def test_test_only_scores_a_finished_run_again(run):

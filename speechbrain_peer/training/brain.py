@@ -49,7 +49,19 @@ class SafeBrain(sb.Brain):
             self.checkpointer.add_recoverable(AVERAGES, self.averages)
 
     def on_fit_start(self):
-        """Initializes and resumes; a finished training is not gone on with."""
+        """Initializes and resumes; a finished training is not gone on with.
+
+        Raises
+        ------
+        DataError
+            If the training has averaged its weights so far, and would no more.
+        """
+        checkpoint = self.checkpointer.find_checkpoint()
+        if checkpoint and AVERAGES in checkpoint.paramfiles and not self.averages:
+            raise DataError(
+                f"{checkpoint.path}: holds averages of the weights, which would be "
+                "lost; give the averaged_steps of that training"
+            )
         super().on_fit_start()
         # A checkpoint from within an epoch still wants its validation.
         if self._optimizer_step_limit_exceeded and not self.step:

@@ -33,7 +33,7 @@ def append_epoch(folder, epoch, row):
         If what `curves.csv` holds are no curves.
     """
     table = Path(folder) / CURVES_FILE
-    rows = [old for old in _read(table) if int(old["epoch"]) < epoch]
+    rows = [old for old in read_curves(table) if int(old["epoch"]) < epoch]
     rows.append({"epoch": epoch, **{name: _cell(row[name]) for name in row}})
     columns = list(dict.fromkeys(name for each in rows for name in each))
     with (
@@ -47,7 +47,24 @@ def append_epoch(folder, epoch, row):
         curves_figure(rows).savefig(path, format="png")
 
 
-def _read(table):
+def read_curves(table):
+    """Reads a run's `curves.csv`.
+
+    Arguments
+    ---------
+    table : pathlib.Path
+        It may be missing.
+
+    Returns
+    -------
+    list of dict
+        Of every epoch, cells by the names of columns.
+
+    Raises
+    ------
+    DataError
+        If what it holds are no curves.
+    """
     if not table.exists():
         return []
     try:

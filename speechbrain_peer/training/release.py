@@ -1,6 +1,5 @@
 """From a finished run to a model for others: the exported stages and a model card."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from speechbrain_peer.packaging.loading import (
 )
 from speechbrain_peer.packaging.safe_yaml import read_yaml
 from speechbrain_peer.peer_learning.predictors import can_fold, fold_predictors
-from speechbrain_peer.training.curves import CURVES_FILE
+from speechbrain_peer.training.curves import CURVES_FILE, read_curves
 from speechbrain_peer.training.fine_tuning import load_run
 from speechbrain_peer.utils.files import DataError
 
@@ -141,7 +140,7 @@ def export_run(run, folder, name, license="apache-2.0", notes="", trust=False):
     Raises
     ------
     DataError
-        If the folder is none of a run, or has no checkpoint.
+        If the folder is none of a run, has no checkpoint, or its curves are broken.
     """
     run = Path(run)
     run_file = run / HPARAMS_FILE
@@ -210,8 +209,5 @@ def _same_weights(weights, others):
 
 def _hours(run):
     """Of training and validation, as the run's curves tell them."""
-    path = run / CURVES_FILE
-    if not path.exists():
-        return None
-    with open(path, newline="", encoding="utf-8") as file:
-        return sum(float(row["seconds"]) for row in csv.DictReader(file)) / 3600
+    seconds = [float(row.get("seconds") or 0) for row in read_curves(run / CURVES_FILE)]
+    return sum(seconds) / 3600 if seconds else None
