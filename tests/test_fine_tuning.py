@@ -20,7 +20,7 @@ from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.peer_learning.exchange import PeerLearning, embed, extract
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
-from speechbrain_peer.training.fine_tuning import start_from
+from speechbrain_peer.training.fine_tuning import start_from, start_level
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import si_snr
 
@@ -331,3 +331,22 @@ def test_the_documented_brain_trains_a_loaded_model(trained, tmp_path, monkeypat
         for modules in (before, after.mods)
     ]
     assert scores[1].mean() > scores[0].mean() + 0.01
+
+
+@pytest.mark.parametrize(("off", "scaled"), [(300.0, True), (1.5, False)])
+def test_a_level_that_is_far_off_is_mended_by_the_decoder(off, scaled, monkeypatch):
+    modules, (mixture, voice) = build(seed=7), torch.randn(2, 4000)
+    with torch.no_grad():
+        (estimate,) = extract(modules, mixture[None], embed(modules, voice[None]))
+    signals = {"mixture_sig": mixture, "enrollment_sig": voice}
+    items = [{**signals, "target_sig": torch.flip(estimate, (0,)) / off}]
+    before = modules["decoder"].weight.clone()
+    start_level(modules, items)
+    expected = before / off if scaled else before
+    torch.testing.assert_close(modules["decoder"].weight, expected)
+    assert all(stage.training for stage in modules.values())
+    if scaled:
+        items = [{**signals, "target_sig": estimate}]
+        monkeypatch.setattr(modules["decoder"], "parameters", lambda: iter(()))
+        with pytest.raises(DataError, match=r"-50 dB off.*give --level mixture"):
+            start_level(modules, items)

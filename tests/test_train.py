@@ -277,6 +277,24 @@ def test_with_absent_talkers_a_model_learns_its_level(run):
         run("td_speakerbeam_pl", experiment="without", **options)
 
 
+def test_a_model_without_a_level_gets_one_before_it_is_tuned(run, caplog):
+    """Else a loss with level, of estimates far too loud, ends in silence."""
+    first = run("td_speakerbeam", experiment="loud", n_epochs=1)
+    folder = Path(first.hparams.export_folder)
+    weights = torch.load(folder / "weights.ckpt")
+    weights["decoder.weight"] *= 1000
+    torch.save(weights, folder / "weights.ckpt")
+    options = {"start_from": str(folder), "level": "network", "lr": 1e-12}
+    tuned = run("td_speakerbeam", experiment="tuned", n_epochs=1, **options)
+    model = TargetSpeechExtraction.from_hparams(tuned.hparams.export_folder)
+    scale = model.mods.decoder.weight / weights["decoder.weight"]
+    torch.testing.assert_close(scale, torch.full_like(scale, float(scale.mean())))
+    assert 1e-5 < scale.mean() < 0.1
+    # Estimates no louder than what they are of.
+    mixture, voice = torch.randn(2, 1, 8000) / 10
+    assert model.extract_batch(mixture, voice).norm() < 2 * mixture.norm()
+
+
 def test_after_the_epochs_of_exchange_each_branch_keeps_its_own(run):
     best = run("td_speakerbeam_pl_best", experiment="best", n_epochs=3)
     assert best.hparams.exchange_epochs == 2

@@ -33,7 +33,7 @@ from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.training.brain import SafeBrain
 from speechbrain_peer.training.curves import append_epoch
 from speechbrain_peer.training.enrolling import enroll_with_estimates
-from speechbrain_peer.training.fine_tuning import start_from
+from speechbrain_peer.training.fine_tuning import start_from, start_level
 from speechbrain_peer.training.launch import init_ranks, locked, rank_and_ranks
 from speechbrain_peer.training.options import load_hparams, read_options
 from speechbrain_peer.utils.files import DataError
@@ -296,11 +296,15 @@ def run(options):
         hparams["output_folder"], options.hparams_file, options.overrides
     )
     # An interrupted fine-tuning goes on from its own checkpoint.
-    if hparams["start_from"] and hparams["checkpointer"].find_checkpoint() is None:
+    starts = hparams["start_from"] and not hparams["checkpointer"].find_checkpoint()
+    if starts:
         start_from(modules, hparams["start_from"], hparams["sample_rate"])
     prepared = run_on_main(hparams["prepare"])
     hparams["corpus"] = hparams["corpus"] or prepared.corpus
     train, valid, test = make_datasets(hparams, prepared)
+    if starts and hparams["level"] == "network":
+        some = range(0, len(valid), -(-len(valid) // 16))
+        start_level(modules, (valid[index] for index in some))
     if hparams["use_tensorboard"] and if_main_process():
         from speechbrain.utils.train_logger import TensorboardLogger
 

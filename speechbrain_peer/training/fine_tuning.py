@@ -7,6 +7,7 @@ learning the model extracts, at the start, what the trained one extracts.
 """
 
 import copy
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import nn
 from speechbrain_peer.packaging.export import STAGES, build_stages
 from speechbrain_peer.packaging.loading import HPARAMS_FILE, load_model, load_weights
 from speechbrain_peer.packaging.public_checkpoints import load_public
+from speechbrain_peer.peer_learning.exchange import embed, extract
 from speechbrain_peer.peer_learning.predictors import (
     PREDICTORS,
     can_fold,
@@ -79,6 +81,50 @@ def start_from(modules, path, sample_rate, trust=False):
     differences = _settings_that_differ(trained, modules)
     if differences:
         logger.warning(f"{path}: trained with other settings: {listed(differences)}")
+
+
+@torch.no_grad()
+def start_level(modules, items):
+    """Gives a model that has no level of its own that of the targets, for a start.
+
+    Estimates of a network trained with SI-SNR may be a hundred times too loud. A loss
+    with level then drives all of its weights, until it is silent for good. So the
+    decoder is scaled first, unless estimates are within 6 dB already.
+
+    Arguments
+    ---------
+    modules : Mapping
+        The stages, on the CPU.
+    items : iterable of dict
+        Some of `data.dataset.evaluation_set`.
+
+    Raises
+    ------
+    DataError
+        If estimates are further off, and the decoder has no weights to scale.
+    """
+    modules = nn.ModuleDict(modules).eval()
+    wanted = given = 0.0
+    for item in items:
+        embeddings = embed(modules, item["enrollment_sig"][None])
+        (estimate,) = extract(modules, item["mixture_sig"][None], embeddings)
+        wanted += float(item["target_sig"].square().sum())
+        given += float(estimate.square().sum())
+    modules.train()
+    if not wanted or not given or 0.25 <= wanted / given <= 4:
+        return
+    factor = math.sqrt(wanted / given)
+    weights = list(modules["decoder"].parameters())
+    if not weights:
+        raise DataError(
+            f"start_from: the level of its estimates is {-20 * math.log10(factor):.0f} "
+            "dB off, as it was trained with level: mixture, and its decoder has no "
+            "weights to mend that with: give --level mixture, or start from random "
+            "weights"
+        )
+    for weight in weights:
+        weight.mul_(factor)
+    logger.info(f"The decoder is scaled by {factor:.3g}: estimates now have a level")
 
 
 def read_trained(path, modules, trust=False):
