@@ -58,8 +58,8 @@ static inline float load(real stored) {
 static inline void store(real *to, vec x) {
   _mm256_storeu_si256((__m256i_u *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
 }
-static inline vec add_products(vec sum, const word *words, word value) {
-  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(words),
+static inline vec add_products(vec sum, vec words, word value) {
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words,
                                (__m512bh)_mm512_set1_epi32(value));
 }
 static inline void keep(kept_value *to, vec x) {
@@ -73,8 +73,8 @@ static inline vec kept_vec(const kept_value *from) {
 typedef float real, word, kept_value;
 static inline float load(real stored) { return stored; }
 static inline void store(real *to, vec x) { *(vec *)to = x; }
-static inline vec add_products(vec sum, const word *words, word value) {
-  return sum + *(const vec *)words * value;
+static inline vec add_products(vec sum, vec words, word value) {
+  return sum + words * value;
 }
 static inline void keep(kept_value *to, vec x) { *(vec *)to = x; }
 static inline vec kept_vec(const kept_value *from) { return *(const vec *)from; }
@@ -149,8 +149,26 @@ static inline int is_padding(const sequences *k, int64_t row, int64_t step) {
   return k->mask && k->mask[row / k->inner * k->steps + step] == 0;
 }
 
-/* A step of a few rows and LANES units: all four gates from z and their weights, then
- * cells and memory; `kept` may be missing. */
+/* Cells and memory of a few rows and LANES units from their gates; `kept` may be missing.
+ * Not inlined, as its constants would take registers from the product. */
+static __attribute__((noinline)) void activate(int rows, vec (*gates)[4], float *cells,
+                                               real *memory, kept_value *kept,
+                                               int64_t units) {
+  for (int r = 0; r < rows; ++r, cells += units, memory += units) {
+    const vec i = sigmoid(gates[r][0]), f = sigmoid(gates[r][1]);
+    const vec g = hyperbolic_tangent(gates[r][2]), o = sigmoid(gates[r][3]);
+    const vec c = f * *(vec *)cells + i * g;
+    *(vec *)cells = c;
+    store(memory, o * hyperbolic_tangent(c));
+    if (kept) {
+      keep(kept, i), keep(kept + units, f), keep(kept + 2 * units, g);
+      keep(kept + 3 * units, o), keep(kept + 4 * units, c);
+      kept += 5 * units;
+    }
+  }
+}
+
+/* A step of a few rows and LANES units: all four gates from z and their weights. */
 ALWAYS_INLINE void advance(const int rows, const word *restrict z, int64_t depth,
                            const word *restrict weight, const float *restrict bias,
                            float *cells, real *memory, kept_value *kept,
@@ -159,25 +177,15 @@ ALWAYS_INLINE void advance(const int rows, const word *restrict z, int64_t depth
   UNROLLED for (int r = 0; r < rows; ++r) {
     UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] = *(const vec *)(bias + g * LANES);
   }
-  for (int64_t d = 0; d < depth; ++d, weight += 4 * LANES) {
+  for (int64_t d = 0; d < depth; ++d) {
+    const vec *words = (const vec *)weight + 4 * d;
     UNROLLED for (int r = 0; r < rows; ++r) {
-      const word values = z[r * depth + d];
+      const word value = z[r * depth + d];
       UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] =
-          add_products(gates[r][g], weight + g * LANES, values);
+          add_products(gates[r][g], words[g], value);
     }
   }
-  UNROLLED for (int r = 0; r < rows; ++r) {
-    vec *cell = (vec *)(cells + r * units);
-    const vec i = sigmoid(gates[r][0]), f = sigmoid(gates[r][1]);
-    const vec g = hyperbolic_tangent(gates[r][2]), o = sigmoid(gates[r][3]);
-    *cell = f * *cell + i * g;
-    store(memory + r * units, o * hyperbolic_tangent(*cell));
-    if (kept) {
-      kept_value *row = kept + r * 5 * units;
-      keep(row, i), keep(row + units, f), keep(row + 2 * units, g);
-      keep(row + 3 * units, o), keep(row + 4 * units, *cell);
-    }
-  }
+  activate(rows, gates, cells, memory, kept, units);
 }
 
 /* Runs. h and c, (directions, outer * inner, hidden), are the memory before the first
@@ -259,10 +267,11 @@ ALWAYS_INLINE void multiply(const word *restrict a, int64_t a_row, int64_t a_dep
         add ? *(vec *)(out + r * width + v * LANES) : (vec){0};
   }
   for (int64_t d = 0; d < depth; ++d) {
+    const vec *words = (const vec *)(b + d * b_depth);
     UNROLLED for (int r = 0; r < SOME; ++r) {
       const word value = a[r * a_row + d * a_depth];
       UNROLLED for (int v = 0; v < VECTORS; ++v) sums[r][v] =
-          add_products(sums[r][v], b + d * b_depth + v * LANES, value);
+          add_products(sums[r][v], words[v], value);
     }
   }
   UNROLLED for (int r = 0; r < SOME; ++r) {
