@@ -350,8 +350,11 @@ int64_t run_back(const sequences *k, const word *weights, const real *y,
           const real *grad = dy + (here * k->directions + direction) * hidden;
           for (int64_t u = 0; u < hidden; ++u) dh[u] += load(grad[u]);
           const kept_value *now = of_block + (step * BLOCK + r) * 5 * units;
-          const kept_value *c_before =
-              s ? of_block + ((before * BLOCK + r) * 5 + 4) * units : none;
+          const kept_value *next = of_block + (before * BLOCK + r) * 5 * units;
+          const kept_value *c_before = s ? next + 4 * units : none;
+          if (s)
+            for (int64_t u = 0; u < 4 * units; u += 64 / sizeof *next)
+              __builtin_prefetch(next + u);
           for (int64_t u = 0; u < units; u += LANES) {
 #define KEPT(part) kept_vec(now + (part) * units + u)
             const vec i = KEPT(0), f = KEPT(1), g = KEPT(2), o = KEPT(3);
