@@ -23,7 +23,7 @@
 #include <immintrin.h>
 #endif
 
-#define BLOCK 48    /* rows, a multiple of the two below */
+#define BLOCK 48    /* rows, a multiple of FEW and SOME */
 #define GATHERED 96 /* rows that a gradient of the weights is of, at least BLOCK */
 #if defined(__AVX512F__)
 #define LANES 16
