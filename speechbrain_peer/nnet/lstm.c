@@ -1,14 +1,17 @@
 /* Long short-term memory along the steps of many sequences, and its gradient.
  *
  * x is (outer, steps, inner, inputs), y (outer, steps, inner, directions, hidden), both
- * contiguous fp32; a row is a sequence, one of outer x inner. Rows are taken in blocks
- * through all steps, so that what a step needs stays in the cache: z, the input beside
- * the memory h of the step before, the cell c, and the weights. All four gates of a few
- * units come out of one product, and become c and h before they leave the registers.
+ * contiguous, in bf16 with -DBF16 and else in fp32; a row is a sequence, one of outer x
+ * inner. Rows are taken in blocks through all steps, so that what a step needs stays in
+ * the cache: z, the input beside the memory h of the step before, the cell c, and the
+ * weights. All four gates of a few units come out of one product, and become c and h
+ * before they leave the registers.
  *
- * Weights are packed by lstm.py, with units filled up to whole vectors:
- *   to_gates  (units / LANES, inputs + hidden, 4, LANES), and its bias (.., 4, LANES)
- *   to_z      (width / TILE, 4, units, TILE), for the gradient of z, of `width` values
+ * Products are of words, each an fp32 value or a pair in bf16, whose products are summed
+ * up in fp32, as all else is. Weights are packed by lstm.py, with units filled up to
+ * whole vectors and pairs along the product's depth:
+ *   to_gates  (units / LANES, depth, 4, LANES) words, and its bias (.., 4, LANES)
+ *   to_z      (width / TILE, 4 units / PAIR, TILE), for the gradient of z, of `width`
  * A block keeps of every step for the gradient: (steps, BLOCK, 5, units), the gates i,
  * f, g, o and c. Every block has slots of its own for the weights' gradient, so that it
  * does not depend on the number of threads.
@@ -20,7 +23,8 @@
 #include <immintrin.h>
 #endif
 
-#define BLOCK 48 /* rows, a multiple of the two below */
+#define BLOCK 48    /* rows, a multiple of FEW and SOME */
+#define GATHERED 96 /* rows that a gradient of the weights is of, at least BLOCK */
 #if defined(__AVX512F__)
 #define LANES 16
 #define FEW 6  /* rows of a product to gates */
@@ -40,12 +44,49 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+#ifdef BF16
+#ifndef __AVX512BF16__
+#error "no instructions for bf16"
+#endif
+#define PAIR 2 /* values in a word */
+typedef uint16_t real;
+typedef int32_t word __attribute__((may_alias));
+typedef uint16_t kept_value; /* fp16, finer than bf16 where gates are near 1 */
+static inline float load(real stored) {
+  return (union { uint32_t bits; float value; }){(uint32_t)stored << 16}.value;
+}
+static inline void store(real *to, vec x) {
+  _mm256_storeu_si256((__m256i_u *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+}
+static inline vec add_products(vec sum, vec words, word value) {
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)words,
+                               (__m512bh)_mm512_set1_epi32(value));
+}
+static inline void keep(kept_value *to, vec x) {
+  _mm256_storeu_si256((__m256i_u *)to, _mm512_cvtps_ph((__m512)x, 0));
+}
+static inline vec kept_vec(const kept_value *from) {
+  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)from));
+}
+#else
+#define PAIR 1
+typedef float real, word, kept_value;
+static inline float load(real stored) { return stored; }
+static inline void store(real *to, vec x) { *(vec *)to = x; }
+static inline vec add_products(vec sum, vec words, word value) {
+  return sum + words * value;
+}
+static inline void keep(kept_value *to, vec x) { *(vec *)to = x; }
+static inline vec kept_vec(const kept_value *from) { return *(const vec *)from; }
+#endif
+
 typedef struct {
-  const float *x, *mask; /* the mask, (outer, steps), may be missing */
+  const real *x;
+  const float *mask; /* (outer, steps), may be missing */
   int64_t outer, steps, inner, inputs, hidden, directions;
 } sequences;
 
-const int64_t chunk_rows = BLOCK, lanes = LANES, tile = TILE;
+const int64_t chunk_rows = BLOCK, lanes = LANES, tile = TILE, pair = PAIR;
 
 /* 2^x, at most 2^BOUND, so that one more than it has a reciprocal. */
 #define BOUND 60.0f
@@ -93,9 +134,9 @@ static inline int64_t round_up(int64_t count, int64_t to) {
   return (count + to - 1) / to * to;
 }
 
-/* Zeros; NULL where there is no memory. */
-static float *zeros(int64_t count) {
-  float *values = aligned_alloc(64, round_up(4 * count, 64));
+/* So many of four bytes, zeros; NULL where there is no memory. */
+static void *zeros(int64_t count) {
+  void *values = aligned_alloc(64, round_up(4 * count, 64));
   return values ? memset(values, 0, 4 * count) : NULL;
 }
 
@@ -108,95 +149,105 @@ static inline int is_padding(const sequences *k, int64_t row, int64_t step) {
   return k->mask && k->mask[row / k->inner * k->steps + step] == 0;
 }
 
-/* A step of a few rows and LANES units: all four gates from z and their weights, then
- * cells and memory; `keep` may be missing. */
-ALWAYS_INLINE void advance(const int rows, const float *restrict z, int64_t depth,
-                           const float *restrict weight, const float *restrict bias,
-                           float *cells, float *memory, float *keep, int64_t units) {
-  vec gates[FEW][4];
-  UNROLLED for (int r = 0; r < rows; ++r) {
-    UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] = *(const vec *)(bias + g * LANES);
-  }
-  for (int64_t d = 0; d < depth; ++d, weight += 4 * LANES) {
-    UNROLLED for (int r = 0; r < rows; ++r) {
-      const float value = z[r * depth + d];
-      UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] +=
-          *(const vec *)(weight + g * LANES) * value;
-    }
-  }
-  UNROLLED for (int r = 0; r < rows; ++r) {
-    vec *cell = (vec *)(cells + r * units);
+/* Cells and memory of a few rows and LANES units from their gates; `kept` may be missing.
+ * Not inlined, as its constants would take registers from the product. */
+static __attribute__((noinline)) void activate(int rows, vec (*gates)[4], float *cells,
+                                               real *memory, kept_value *kept,
+                                               int64_t units) {
+  for (int r = 0; r < rows; ++r, cells += units, memory += units) {
     const vec i = sigmoid(gates[r][0]), f = sigmoid(gates[r][1]);
     const vec g = hyperbolic_tangent(gates[r][2]), o = sigmoid(gates[r][3]);
-    *cell = f * *cell + i * g;
-    *(vec *)(memory + r * units) = o * hyperbolic_tangent(*cell);
-    if (keep) {
-      vec *row = (vec *)(keep + r * 5 * units);
-      const int64_t apart = units / LANES;
-      row[0] = i, row[apart] = f, row[2 * apart] = g, row[3 * apart] = o;
-      row[4 * apart] = *cell;
+    const vec c = f * *(vec *)cells + i * g;
+    *(vec *)cells = c;
+    store(memory, o * hyperbolic_tangent(c));
+    if (kept) {
+      keep(kept, i), keep(kept + units, f), keep(kept + 2 * units, g);
+      keep(kept + 3 * units, o), keep(kept + 4 * units, c);
+      kept += 5 * units;
     }
   }
 }
 
+/* A step of a few rows and LANES units: all four gates from z and their weights. */
+ALWAYS_INLINE void advance(const int rows, const word *restrict z, int64_t depth,
+                           const word *restrict weight, const float *restrict bias,
+                           float *cells, real *memory, kept_value *kept,
+                           int64_t units) {
+  vec gates[FEW][4];
+  UNROLLED for (int r = 0; r < rows; ++r) {
+    UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] = *(const vec *)(bias + g * LANES);
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    const vec *words = (const vec *)weight + 4 * d;
+    UNROLLED for (int r = 0; r < rows; ++r) {
+      const word value = z[r * depth + d];
+      UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] =
+          add_products(gates[r][g], words[g], value);
+    }
+  }
+  activate(rows, gates, cells, memory, kept, units);
+}
+
 /* Runs. h and c, (directions, outer * inner, hidden), are the memory before the first
  * step, and become that after the last one. `kept` may be missing. 0 without memory. */
-int64_t run(const sequences *k, const float *weights, const float *biases,
-            float *h, float *c, float *y, float *kept, int64_t block) {
-  const int64_t inputs = k->inputs, hidden = k->hidden, depth = inputs + hidden;
+int64_t run(const sequences *k, const word *weights, const float *biases, real *h,
+            float *c, real *y, kept_value *kept, int64_t block) {
+  const int64_t inputs = k->inputs, hidden = k->hidden;
+  const int64_t width = round_up(inputs + hidden, PAIR), depth = width / PAIR;
   const int64_t units = round_up(hidden, LANES), rows = k->outer * k->inner;
   const int64_t blocks = (rows + block - 1) / block;
+  const int64_t of_inputs = inputs * sizeof(real), of_hidden = hidden * sizeof(real);
   int64_t done = 1;
 #pragma omp parallel for collapse(2) schedule(static)
   for (int64_t direction = 0; direction < k->directions; ++direction)
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = b * block;
       const int64_t count = rows - first < block ? rows - first : block;
-      float *z = zeros(BLOCK * depth), *cells = zeros(BLOCK * units);
-      float *memory = zeros(BLOCK * units);
+      real *z = zeros(BLOCK * depth), *memory = zeros(BLOCK * units);
+      float *cells = zeros(BLOCK * units);
       if (!z || !cells || !memory) {
 #pragma omp atomic write
         done = 0;
         goto end;
       }
-      const float *weight = weights + direction * units * depth * 4;
+      const word *weight = weights + direction * units * depth * 4;
       const float *bias = biases + direction * units * 4;
       const int64_t at = direction * rows + first;
       for (int64_t r = 0; r < count; ++r) {
-        memcpy(z + r * depth + inputs, h + (at + r) * hidden, 4 * hidden);
+        memcpy(z + r * width + inputs, h + (at + r) * hidden, of_hidden);
         memcpy(cells + r * units, c + (at + r) * hidden, 4 * hidden);
       }
       for (int64_t s = 0; s < k->steps; ++s) {
         const int64_t step = direction ? k->steps - 1 - s : s;
         for (int64_t r = 0; r < count; ++r)
-          memcpy(z + r * depth, k->x + place(k, first + r, step) * inputs, 4 * inputs);
-        float *keep = NULL;
+          memcpy(z + r * width, k->x + place(k, first + r, step) * inputs, of_inputs);
+        kept_value *now = NULL;
         if (kept)
-          keep = kept + ((direction * blocks + b) * k->steps + step) * BLOCK * 5 * units;
+          now = kept + ((direction * blocks + b) * k->steps + step) * BLOCK * 5 * units;
         for (int64_t unit = 0; unit < units; unit += LANES)
           for (int64_t r = 0; r < count;) {
             const int rows = count - r < FEW ? LEFT : FEW;
-#define ADVANCE(rows)                                                            \
-  advance(rows, z + r * depth, depth, weight + unit * depth * 4, bias + unit * 4, \
-          cells + r * units + unit, memory + r * units + unit,                    \
-          keep ? keep + r * 5 * units + unit : NULL, units)
+#define ADVANCE(rows)                                                                \
+  advance(rows, (const word *)(z + r * width), depth, weight + unit * depth * 4,     \
+          bias + unit * 4, cells + r * units + unit, memory + r * units + unit,      \
+          now ? now + r * 5 * units + unit : NULL, units)
             if (rows == FEW) ADVANCE(FEW);
             else ADVANCE(LEFT);
             r += rows;
           }
         for (int64_t r = 0; r < count; ++r) {
           if (is_padding(k, first + r, step)) {
-            memset(cells + r * units, 0, 4 * units);
-            memset(memory + r * units, 0, 4 * units);
-            if (keep) memset(keep + (r * 5 + 4) * units, 0, 4 * units);
+            memset(cells + r * units, 0, units * sizeof *cells);
+            memset(memory + r * units, 0, units * sizeof *memory);
+            if (now) memset(now + (r * 5 + 4) * units, 0, units * sizeof *now);
           }
-          memcpy(z + r * depth + inputs, memory + r * units, 4 * hidden);
+          memcpy(z + r * width + inputs, memory + r * units, of_hidden);
           const int64_t out = place(k, first + r, step) * k->directions + direction;
-          memcpy(y + out * hidden, memory + r * units, 4 * hidden);
+          memcpy(y + out * hidden, memory + r * units, of_hidden);
         }
       }
       for (int64_t r = 0; r < count; ++r) {
-        memcpy(h + (at + r) * hidden, z + r * depth + inputs, 4 * hidden);
+        memcpy(h + (at + r) * hidden, z + r * width + inputs, of_hidden);
         memcpy(c + (at + r) * hidden, cells + r * units, 4 * hidden);
       }
     end:
@@ -205,129 +256,144 @@ int64_t run(const sequences *k, const float *weights, const float *biases,
   return done;
 }
 
-/* SOME rows of dgates, which lie `apart`, times the weights of a tile of z. */
-static inline void to_z(const float *restrict dgates, int64_t apart, int64_t depth,
-                        const float *restrict weight, float *restrict dz,
-                        int64_t width) {
+/* SOME rows of a, (SOME, depth) words, times a tile of b, (depth, TILE): becomes rows of
+ * out, or is added to them. A step along a's rows or depth, and b's, is so many words. */
+ALWAYS_INLINE void multiply(const word *restrict a, int64_t a_row, int64_t a_depth,
+                            const word *restrict b, int64_t b_depth, int64_t depth,
+                            float *restrict out, int64_t width, const int add) {
   vec sums[SOME][VECTORS];
   UNROLLED for (int r = 0; r < SOME; ++r) {
-    UNROLLED for (int v = 0; v < VECTORS; ++v) sums[r][v] = (vec){0};
+    UNROLLED for (int v = 0; v < VECTORS; ++v) sums[r][v] =
+        add ? *(vec *)(out + r * width + v * LANES) : (vec){0};
   }
-  for (int64_t d = 0; d < depth; ++d, weight += TILE) {
+  for (int64_t d = 0; d < depth; ++d) {
+    const vec *words = (const vec *)(b + d * b_depth);
     UNROLLED for (int r = 0; r < SOME; ++r) {
-      const float value = dgates[r * apart + d];
-      UNROLLED for (int v = 0; v < VECTORS; ++v) sums[r][v] +=
-          *(const vec *)(weight + v * LANES) * value;
+      const word value = a[r * a_row + d * a_depth];
+      UNROLLED for (int v = 0; v < VECTORS; ++v) sums[r][v] =
+          add_products(sums[r][v], words[v], value);
     }
   }
   UNROLLED for (int r = 0; r < SOME; ++r) {
-    UNROLLED for (int v = 0; v < VECTORS; ++v) *(vec *)(dz + r * width + v * LANES) =
+    UNROLLED for (int v = 0; v < VECTORS; ++v) *(vec *)(out + r * width + v * LANES) =
         sums[r][v];
   }
 }
 
-/* Adds, for SOME gates and a tile of z, the products of all rows' gradient and z. */
-static inline void to_weight(const float *restrict dgates, int64_t apart,
-                             const float *restrict z, int64_t width, int64_t rows,
-                             float *restrict dweight) {
-  vec sums[SOME][VECTORS];
-  UNROLLED for (int g = 0; g < SOME; ++g) {
-    UNROLLED for (int v = 0; v < VECTORS; ++v) sums[g][v] =
-        *(vec *)(dweight + g * width + v * LANES);
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    UNROLLED for (int g = 0; g < SOME; ++g) {
-      const float value = dgates[r * apart + g];
-      UNROLLED for (int v = 0; v < VECTORS; ++v) sums[g][v] +=
-          *(const vec *)(z + r * width + v * LANES) * value;
-    }
-  }
-  UNROLLED for (int g = 0; g < SOME; ++g) {
-    UNROLLED for (int v = 0; v < VECTORS; ++v) *(vec *)(dweight + g * width +
-                                                        v * LANES) = sums[g][v];
-  }
+/* Words of values of one place in PAIR rows, (rows / PAIR, values). */
+static inline void across_rows(const real *restrict from, int64_t rows, int64_t values,
+                              word *restrict to) {
+#ifdef BF16
+  for (int64_t r = 0; r < rows; r += PAIR, from += PAIR * values, to += values)
+    for (int64_t v = 0; v < values; ++v)
+      to[v] = (uint32_t)from[values + v] << 16 | from[v];
+#else
+  memcpy(to, from, 4 * rows * values);
+#endif
 }
 
 /* Gradients from dy: dx of each direction, (directions, ..), and of every block the
  * weights', (directions, blocks, 4, units, width), and biases', (.., 4, units), which
- * begin as zeros. 0 without memory. */
-int64_t run_back(const sequences *k, const float *weights, const float *y,
-                 const float *kept, const float *dy, float *dx, float *dweights,
+ * begin as zeros; all fp32. 0 without memory. */
+int64_t run_back(const sequences *k, const word *weights, const real *y,
+                 const kept_value *kept, const real *dy, float *dx, float *dweights,
                  float *dbiases) {
   const int64_t inputs = k->inputs, hidden = k->hidden;
   const int64_t units = round_up(hidden, LANES), gates = 4 * units;
-  const int64_t width = round_up(inputs + hidden, TILE);
+  const int64_t width = round_up(inputs + hidden, TILE), depth = gates / PAIR;
   const int64_t rows = k->outer * k->inner, blocks = (rows + BLOCK - 1) / BLOCK;
+  const int64_t of_inputs = inputs * sizeof(real), of_hidden = hidden * sizeof(real);
   int64_t done = 1;
 #pragma omp parallel for collapse(2) schedule(static)
   for (int64_t direction = 0; direction < k->directions; ++direction)
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = b * BLOCK;
       const int64_t count = rows - first < BLOCK ? rows - first : BLOCK;
-      float *z = zeros(BLOCK * width), *dz = zeros(BLOCK * width);
-      float *dcells = zeros(BLOCK * units), *dgates = zeros(BLOCK * gates);
+      const int64_t even = round_up(count, PAIR);
+      real *z = zeros(BLOCK * width), *dgates = zeros(BLOCK * gates);
+      word *gathered_z = zeros(GATHERED * width);
+      word *gathered = zeros(GATHERED * gates);
+      float *dz = zeros(BLOCK * width), *dcells = zeros(BLOCK * units);
       float *dmemory = zeros(BLOCK * units);
-      const float *none = zeros(units);
-      if (!z || !dz || !dcells || !dgates || !dmemory || !none) {
+      const kept_value *none = zeros(units);
+      if (!z || !dgates || !gathered_z || !gathered || !dz || !dcells || !dmemory ||
+          !none) {
 #pragma omp atomic write
         done = 0;
         goto end;
       }
-      const float *weight = weights + direction * gates * width;
+      const word *weight = weights + direction * depth * width;
       float *dweight = dweights + (direction * blocks + b) * gates * width;
       float *dbias = dbiases + (direction * blocks + b) * gates;
-      const float *keep = kept + (direction * blocks + b) * k->steps * BLOCK * 5 * units;
+      const kept_value *of_block =
+          kept + (direction * blocks + b) * k->steps * BLOCK * 5 * units;
       float *to_x = dx + direction * rows * k->steps * inputs;
+      int64_t held = 0; /* words' rows that are gathered */
       for (int64_t s = k->steps - 1; s >= 0; --s) {
         const int64_t step = direction ? k->steps - 1 - s : s;
         const int64_t before = direction ? step + 1 : step - 1;
         for (int64_t r = 0; r < count; ++r) {
           const int64_t row = first + r, here = place(k, row, step);
-          memcpy(z + r * width, k->x + here * inputs, 4 * inputs);
+          memcpy(z + r * width, k->x + here * inputs, of_inputs);
           if (s) {
             const int64_t there = place(k, row, before) * k->directions + direction;
-            memcpy(z + r * width + inputs, y + there * hidden, 4 * hidden);
+            memcpy(z + r * width + inputs, y + there * hidden, of_hidden);
           } else {
-            memset(z + r * width + inputs, 0, 4 * hidden);
+            memset(z + r * width + inputs, 0, of_hidden);
           }
-          float *restrict dgate = dgates + r * gates, *restrict dc = dcells + r * units;
-          float *restrict dh = dmemory + r * units;
+          real *restrict dgate = dgates + r * gates;
+          float *restrict dc = dcells + r * units, *restrict dh = dmemory + r * units;
           if (is_padding(k, row, step)) {
-            memset(dgate, 0, 4 * gates), memset(dc, 0, 4 * units);
+            memset(dgate, 0, gates * sizeof *dgate), memset(dc, 0, 4 * units);
             continue;
           }
-          const float *grad = dy + (here * k->directions + direction) * hidden;
-          for (int64_t u = 0; u < hidden; ++u) dh[u] += grad[u];
-          const float *now = keep + (step * BLOCK + r) * 5 * units;
-          const float *c_before =
-              s ? keep + ((before * BLOCK + r) * 5 + 4) * units : none;
+          const real *grad = dy + (here * k->directions + direction) * hidden;
+          for (int64_t u = 0; u < hidden; ++u) dh[u] += load(grad[u]);
+          const kept_value *now = of_block + (step * BLOCK + r) * 5 * units;
+          const kept_value *next = of_block + (before * BLOCK + r) * 5 * units;
+          const kept_value *c_before = s ? next + 4 * units : none;
+          if (s)
+            for (int64_t u = 0; u < 4 * units; u += 64 / sizeof *next)
+              __builtin_prefetch(next + u);
           for (int64_t u = 0; u < units; u += LANES) {
-#define AT(pointer, part) (*(vec *)((pointer) + (part) * units + u))
-            const vec i = AT(now, 0), f = AT(now, 1), g = AT(now, 2), o = AT(now, 3);
-            const vec t = hyperbolic_tangent(AT(now, 4));
-            const vec dc_now = AT(dc, 0) + AT(dh, 0) * o * (1.0f - t * t);
-            AT(dgate, 0) = dc_now * g * i * (1.0f - i);
-            AT(dgate, 1) = dc_now * AT(c_before, 0) * f * (1.0f - f);
-            AT(dgate, 2) = dc_now * i * (1.0f - g * g);
-            AT(dgate, 3) = AT(dh, 0) * t * o * (1.0f - o);
-            AT(dc, 0) = dc_now * f;
-            for (int g4 = 0; g4 < 4; ++g4) AT(dbias, g4) += AT(dgate, g4);
+#define KEPT(part) kept_vec(now + (part) * units + u)
+            const vec i = KEPT(0), f = KEPT(1), g = KEPT(2), o = KEPT(3);
+            const vec t = hyperbolic_tangent(KEPT(4)), dh_now = *(vec *)(dh + u);
+            const vec dc_now = *(vec *)(dc + u) + dh_now * o * (1.0f - t * t);
+            const vec dgate_now[4] = {
+                dc_now * g * i * (1.0f - i),
+                dc_now * kept_vec(c_before + u) * f * (1.0f - f),
+                dc_now * i * (1.0f - g * g),
+                dh_now * t * o * (1.0f - o),
+            };
+            *(vec *)(dc + u) = dc_now * f;
+            UNROLLED for (int part = 0; part < 4; ++part) {
+              store(dgate + part * units + u, dgate_now[part]);
+              *(vec *)(dbias + part * units + u) += dgate_now[part];
+            }
           }
         }
-        for (int64_t w = 0; w < width; w += TILE) {
+        for (int64_t w = 0; w < width; w += TILE)
           for (int64_t r = 0; r < count; r += SOME)
-            to_z(dgates + r * gates, gates, gates, weight + w * gates,
-                 dz + r * width + w, width);
-          for (int64_t g = 0; g < gates; g += SOME)
-            to_weight(dgates + g, gates, z + w, width, count, dweight + g * width + w);
-        }
+            multiply((const word *)(dgates + r * gates), depth, 1, weight + w * depth,
+                     TILE, depth, dz + r * width + w, width, 0);
         for (int64_t r = 0; r < count; ++r) {
           memcpy(to_x + place(k, first + r, step) * inputs, dz + r * width, 4 * inputs);
           memcpy(dmemory + r * units, dz + r * width + inputs, 4 * hidden);
         }
+        across_rows(z, even, width, gathered_z + held * width);
+        across_rows(dgates, even, gates, gathered + held * gates);
+        held += even / PAIR;
+        if (s && PAIR * held + even <= GATHERED) continue;
+        for (int64_t w = 0; w < width; w += TILE)
+          for (int64_t g = 0; g < gates; g += SOME)
+            multiply(gathered + g, 1, gates, gathered_z + w, width, held,
+                     dweight + g * width + w, width, 1);
+        held = 0;
       }
     end:
-      free(z), free(dz), free(dcells), free(dgates), free(dmemory), free((void *)none);
+      free(z), free(dgates), free(gathered_z), free(gathered), free(dz), free(dcells);
+      free(dmemory), free((void *)none);
     }
   return done;
 }

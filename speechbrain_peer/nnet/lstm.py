@@ -3,7 +3,9 @@
 PyTorch's LSTM writes all gates of all steps out, copies sequences into its own order,
 and knows of no padding but by sorting. So on CPUs it is in C (lstm.c): a block of
 sequences goes through all steps while it is in the cache, from where it lies.
-Elsewhere, in bf16, and without a C compiler, it is PyTorch's.
+Under autocast its products are of bf16 values, summed up in fp32, as are the cells;
+that takes AVX-512's instructions for bf16. Elsewhere, and without a C compiler, it is
+PyTorch's.
 """
 
 import ctypes
@@ -13,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_peer.nnet.kernels import load_kernels
+from speechbrain_peer.utils.runtime import multiplies_bf16_vectors
 
 CLOSED = -1e4
 """Added to an input gate, it lets nothing in."""
@@ -70,7 +73,7 @@ class Lstm(nn.Module):
         Returns
         -------
         torch.Tensor
-            (outer, steps, inner, directions * hidden_channels).
+            (outer, steps, inner, directions * hidden_channels), bf16 under autocast.
         """
         state = self.init_state(x.shape[0], x.shape[2])
         return run_lstm(x, mask, state, *self._weights(), self._packed)[0]
@@ -122,6 +125,7 @@ class _Packed:
         if any(weight.is_inference() for weight in weights):
             return kernels.to_gates(*weights)  # they do not tell when they change
         state = [(weight.data_ptr(), weight._version) for weight in weights]
+        state.append(kernels.dtype)
         if state != self._of:
             self._of, self._kept = state, kernels.to_gates(*weights)
         return self._kept
@@ -156,12 +160,14 @@ def run_lstm(x, mask, state, weight_ih, weight_hh, bias, packed=None):
         That of the first direction after the last step.
     """
     weights = (weight_ih, weight_hh, bias)
-    if _is_fast(x, weights):
+    dtype = _fast_dtype(x, weights)
+    if dtype is not None:
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
             if not any(part.requires_grad for part in state):
-                y, *state = _FastLstm.apply(x, mask, *state, *weights)
+                y, *state = _FastLstm.apply(x, mask, *state, *weights, dtype)
                 return y, tuple(state)
         else:
+            x = x.to(dtype)
             return _run(x, mask, state, *weights, packed=packed or _Packed())[:2]
     return plain_lstm(x, mask, state, *weights)
 
@@ -236,15 +242,22 @@ def _onnx_layer(sequences, memory, weight_ih, weight_hh, bias):
     return y.transpose(1, 2).flatten(2), *memory
 
 
-def _is_fast(x, weights):
-    """Whether the C kernels can be used."""
-    return (
-        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *weights))
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and load_kernels("lstm", torch.float32) is not None
-    )
+def _fast_dtype(x, weights):
+    """What the C kernels compute in; None where they cannot be used."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return None
+    if any(tensor.device.type != "cpu" for tensor in (x, *weights)):
+        return None
+    autocast, dtype = torch.is_autocast_enabled("cpu"), torch.float32
+    if any(weight.dtype != dtype for weight in weights):
+        return None
+    if autocast:
+        dtype = torch.get_autocast_dtype("cpu")
+        if dtype == torch.bfloat16 and not multiplies_bf16_vectors():
+            return None
+    if x.dtype not in (torch.float32, dtype) or load_kernels("lstm", dtype) is None:
+        return None
+    return dtype
 
 
 class _Kernels:
@@ -258,10 +271,11 @@ class _Kernels:
         )
 
     def __init__(self, x, mask, weight_hh):
-        self.library = load_kernels("lstm", torch.float32)
-        self.block, self.lanes, self.tile = (
+        self.dtype = x.dtype
+        self.library = load_kernels("lstm", x.dtype)
+        self.block, self.lanes, self.tile, self.pair = (
             ctypes.c_int64.in_dll(self.library, name).value
-            for name in ("chunk_rows", "lanes", "tile")
+            for name in ("chunk_rows", "lanes", "tile", "pair")
         )
         directions, _, hidden = weight_hh.shape
         # Kept, as the structure holds their addresses only.
@@ -271,24 +285,25 @@ class _Kernels:
         self.sequences = self._Sequences(x.data_ptr(), mask, *sizes)
         self.filling = -hidden % self.lanes
 
-    def gates_first(self, weight_ih, weight_hh):
-        """(directions, 4, units, inputs + hidden)."""
+    def gates_first(self, weight_ih, weight_hh, to):
+        """(directions, 4, units, inputs + hidden), the last filled up."""
         weight = torch.cat((weight_ih, weight_hh), dim=-1).unflatten(1, (4, -1))
-        return F.pad(weight, (0, 0, 0, self.filling))
+        return F.pad(weight, (0, -weight.shape[-1] % to, 0, self.filling))
 
     def to_gates(self, weight_ih, weight_hh, bias):
         """Weights and biases as `run` has them."""
-        weight = self.gates_first(weight_ih, weight_hh)
-        weight = weight.unflatten(2, (-1, self.lanes)).permute(0, 2, 4, 1, 3)
+        weight = self.gates_first(weight_ih, weight_hh, self.pair)
+        weight = weight.unflatten(3, (-1, self.pair)).unflatten(2, (-1, self.lanes))
+        weight = weight.permute(0, 2, 4, 1, 3, 5)
         bias = F.pad(bias.unflatten(1, (4, -1)), (0, self.filling))
         bias = bias.unflatten(2, (-1, self.lanes)).transpose(1, 2)
-        return weight.contiguous(), bias.contiguous()
+        return weight.to(self.dtype).contiguous(), bias.contiguous()
 
     def to_z(self, weight_ih, weight_hh):
         """Weights as `run_back` has them."""
-        weight = self.gates_first(weight_ih, weight_hh).flatten(1, 2)
-        weight = F.pad(weight, (0, -weight.shape[-1] % self.tile))
-        return weight.unflatten(2, (-1, self.tile)).transpose(1, 2).contiguous()
+        weight = self.gates_first(weight_ih, weight_hh, self.tile).flatten(1, 2)
+        weight = weight.unflatten(2, (-1, self.tile)).unflatten(1, (-1, self.pair))
+        return weight.permute(0, 3, 1, 4, 2).to(self.dtype).contiguous()
 
     def __call__(self, name, *arguments):
         """Calls one of them with addresses of tensors, which may be missing."""
@@ -305,7 +320,7 @@ class _Kernels:
 
 
 def _run(x, mask, state, weight_ih, weight_hh, bias, packed, keep=False):
-    """`run_lstm` in C; also what the gradient needs."""
+    """`run_lstm` in C, in the type of x; also what the gradient needs."""
     x = x.contiguous()
     mask = None if mask is None else mask.float().contiguous()
     kernels = _Kernels(x, mask, weight_hh)
@@ -314,10 +329,10 @@ def _run(x, mask, state, weight_ih, weight_hh, bias, packed, keep=False):
     # Copies, which the kernel changes.
     h, c = (
         part.flatten(0, 1)
-        .float()
+        .to(dtype)
         .expand(directions, -1, -1)
         .clone(memory_format=torch.contiguous_format)
-        for part in state
+        for part, dtype in zip(state, (x.dtype, torch.float32), strict=True)
     )
     y = x.new_empty(outer, steps, inner, directions * hidden)
     rows, block, kept = outer * inner, kernels.block, None
@@ -330,7 +345,9 @@ def _run(x, mask, state, weight_ih, weight_hh, bias, packed, keep=False):
     gates = packed(kernels, weight_ih, weight_hh, bias)
     kernels("run", *gates, h, c, y, kept, block)
     # A copy, as a view would keep both directions.
-    state = tuple(part[0].clone().unflatten(0, (outer, inner)) for part in (h, c))
+    state = tuple(
+        part[0].float().clone().unflatten(0, (outer, inner)) for part in (h, c)
+    )
     return y, state, kept
 
 
@@ -338,8 +355,9 @@ class _FastLstm(torch.autograd.Function):
     """`run_lstm` with its gradient, but for that of the state after the last step."""
 
     @staticmethod
-    def forward(ctx, x, mask, h, c, weight_ih, weight_hh, bias):
-        weights = (weight_ih, weight_hh)
+    def forward(ctx, x, mask, h, c, weight_ih, weight_hh, bias, dtype):
+        weights, ctx.x_dtype = (weight_ih, weight_hh), x.dtype
+        x = x.to(dtype)
         y, state, kept = _run(x, mask, (h, c), *weights, bias, _Packed(), keep=True)
         ctx.save_for_backward(x, mask, *weights, y, kept)
         ctx.mark_non_differentiable(*state)
@@ -356,11 +374,12 @@ class _FastLstm(torch.autograd.Function):
         directions, blocks = kept.shape[:2]
         inputs, hidden = x.shape[-1], weight_hh.shape[-1]
         units, width = hidden + kernels.filling, weight.shape[1] * kernels.tile
-        dx = x.new_empty(directions, *x.shape)
-        dweights = x.new_zeros(directions, blocks, 4, units, width)
-        dbiases = x.new_zeros(directions, blocks, 4, units)
+        dx = weight_hh.new_empty(directions, *x.shape)
+        dweights = weight_hh.new_zeros(directions, blocks, 4, units, width)
+        dbiases = weight_hh.new_zeros(directions, blocks, 4, units)
         kernels("run_back", weight, y, kept, dy, dx, dweights, dbiases)
         dweight = dweights.sum(1)[:, :, :hidden].flatten(1, 2)
         dbias = dbiases.sum(1)[:, :, :hidden].flatten(1)
         of_ih, of_hh, _ = dweight.split((inputs, hidden, width - inputs - hidden), -1)
-        return dx.sum(0), None, None, None, of_ih, of_hh, dbias
+        of_weights = (of_ih, of_hh, dbias)
+        return dx.sum(0).to(ctx.x_dtype), None, None, None, *of_weights, None

@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import functools
 import platform
 from pathlib import Path
 
@@ -116,11 +117,29 @@ def fastest_precision(device):
     return "bf16" if device.startswith("cpu") and _cpu_computes_bf16() else "fp32"
 
 
+@functools.cache
+def multiplies_bf16_vectors():
+    """Tells whether the CPU has AVX-512's instructions for bf16.
+
+    Returns
+    -------
+    bool
+        False also where it is not known.
+    """
+    return bool(_capabilities().get("avx512_bf16"))
+
+
 def _cpu_computes_bf16():
     """None where PyTorch does not tell."""
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return None
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("architecture") != "x86_64":
+    capabilities = _capabilities()
+    if not capabilities:
         return None
     return bool(capabilities["avx512_bf16"] or capabilities["amx_bf16"])
+
+
+def _capabilities():
+    """What PyTorch tells of an x86 processor, by name; nothing of others."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return {}
+    capabilities = torch.cpu.get_capabilities()
+    return capabilities if capabilities.get("architecture") == "x86_64" else {}
