@@ -270,4 +270,4 @@ class GridBlock(nn.Module):
     def _along_bands(self, x):
         # Every frame is a sequence.
         y = self.over_bands(x.flatten(0, 1)[:, :, None])
-        return self.band_linear(y[:, :, 0]).unflatten(0, x.shape[:2])
+        return self.band_linear(y.squeeze(2)).unflatten(0, x.shape[:2])
