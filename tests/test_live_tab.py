@@ -151,7 +151,8 @@ def test_blocks_as_a_browser_sends_them(address, model, recordings, streams, log
         socket.recv()
         socket.send(bytes(1 << 18))  # and is gone before the answer
     wait_until(lambda: not any(stream() for stream in streams))
-    assert not logged.records
+    # Those of HTTP clients come, too, where an earlier test has asked for all.
+    assert not [r for r in logged.records if r.name.startswith("uvicorn")]
     page.predict(None, api_name="/enroll")
     assert "no such voice" in refusal(live)
     page.close()

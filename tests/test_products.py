@@ -180,7 +180,9 @@ def test_networks_give_the_same_both_ways(make, monkeypatch, images):
         assert bool(images) == prefers
     for tensor, expected in zip(*results, strict=True):
         if expected is not None:
-            torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
+            # What a sum rounds by goes with its terms, also where it is near zero.
+            size = max(1.0, float(expected.abs().max()))
+            torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize(
