@@ -17,11 +17,13 @@ logger = get_logger(__name__)
 class CompiledOnGpus:
     """A function of tensors that is compiled at its first call on a GPU.
 
-    That takes seconds, once for all sizes of its inputs but one: parameters have their
-    own, and a batch of one item is another case than a larger one. Where it fails,
-    as without Triton, the function runs as it is from then on, after one line in the
-    log; with `TSE_NO_KERNELS=1` in the environment at once. Within what is compiled or
-    exported as a whole it is a part like others.
+    One compilation serves all sizes of its inputs and all whole numbers. Parameters of
+    other shapes, another precision, training or not, and a batch of a single item are
+    further cases, of which PyTorch keeps eight; more run as they are, with its warning.
+
+    Where compiling fails, as without Triton, the function runs as it is from then on,
+    after one line in the log; with `TSE_NO_KERNELS=1` in the environment, always.
+    Within what is compiled or exported as a whole it is a part like others.
 
     Arguments
     ---------
