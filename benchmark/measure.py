@@ -31,6 +31,11 @@ def precision_context(precision, device):
     return torch.autocast(device, torch.bfloat16)
 
 
+def compiling(wanted):
+    """As it is, or, if that is not wanted, without what ours compiles on GPUs."""
+    return nullcontext() if wanted else torch.compiler.set_stance("force_eager")
+
+
 def set_up(device, threads):
     """Sets what all measurements share in the process that calls it."""
     keep_freed_memory()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmark.measure import (
+    compiling,
     precision_context,
     precisions_on,
     time_in_turns,
@@ -63,16 +64,13 @@ class TrainingStep:
     sizes : Sizes
         Of a batch of so many mixtures, all in all.
     compiled : bool
-        Whether the stages are compiled, one by one as SpeechBrain's `--compile` does.
+        Whether the blocks are, on GPUs.
     """
 
-    def __init__(self, stages, exchange, precision, device, sizes, compiled=False):
-        self.precision, self.device = precision, device
+    def __init__(self, stages, exchange, precision, device, sizes, compiled=True):
+        self.precision, self.device, self.compiled = precision, device, compiled
         self.peer_learning = PeerLearning(exchange)
         self.stages = stages.to(device)
-        if compiled:
-            for stage in self.stages.values():
-                stage.compile()
         self.loss = PeerLoss()
         self.optimizer = torch.optim.Adam(self.stages.parameters(), lr=1e-3, fused=True)
         noise = torch.randn(sizes.n_mixtures, sizes.samples, device=device)
@@ -83,7 +81,7 @@ class TrainingStep:
 
     def __call__(self):
         """Runs it."""
-        with precision_context(self.precision, self.device):
+        with precision_context(self.precision, self.device), compiling(self.compiled):
             embeddings = embed(self.stages, self.enrollments, self.lens)
             outputs = self.peer_learning(
                 self.stages, self.mixtures, embeddings, self.targets, self.lens
@@ -117,7 +115,7 @@ def time_training(sizes, repeats, device):
     -------
     Table
         Of seconds per mixture; rows are the keys of `EXCHANGES`, on GPUs also
-        compiled.
+        without compiled blocks.
     """
     n_mixtures = sizes.n_mixtures
     table = Table(
@@ -132,8 +130,8 @@ def time_training(sizes, repeats, device):
         cases[row, column] = TrainingStep(build(sizes, exchange), *arguments)
         if device == "cuda":
             stages = build(sizes, exchange)
-            compiled = TrainingStep(stages, *arguments, compiled=True)
-            cases[f"{row}, --compile", column] = compiled
+            plain = TrainingStep(stages, *arguments, compiled=False)
+            cases[f"{row}, not compiled", column] = plain
     for cell, seconds in time_in_turns(cases, repeats, device, "training").items():
         table.add(*cell, [second / n_mixtures for second in seconds])
     return table

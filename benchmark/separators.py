@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmark.measure import (
+    compiling,
     peak_memory,
     precision_context,
     precisions_on,
@@ -22,11 +23,17 @@ from speechbrain_peer.nnet.mask import MaskHead
 from speechbrain_peer.nnet.tcn import TemporalConvNet
 
 N_MIXTURES = 2
-MEMORY_REPEATS = 3  # processes; malloc does not place blocks alike in all
+# Processes; malloc does not place blocks alike in all, CUDA's allocator does.
+MEMORY_REPEATS = {"cpu": 3, "cuda": 1}
 # Just above 128 frames, which SpeechBrain's reflecting padding needs. What it leaves
 # in malloc's hands, a twentieth of what the large one takes, is not counted there.
 SMALL_SECONDS = 0.14
 COLUMNS = ("forward + backward [s]", "forward [s]", "peak training memory [GiB]")
+FIRST = "first forward + backward [s]"
+FIRST_NOTE = (
+    "The first forward and backward pass of ours compiles, unless PyTorch's cache has "
+    "it from before; the first row's starts the GPU."
+)
 DIFFERENCES = (
     "Asteroid's TDConvNet and ours compute the same function. SpeechBrain's MaskNet "
     "has no skip connections and no biases, that is, a third fewer products."
@@ -100,17 +107,12 @@ def build_speechbrain(sizes):
     return PeerSeparator(masker, source_dim=0)
 
 
-def build_compiled(sizes):
-    """Ours as torch.compile makes it of the plain block, which is what GPUs run."""
-    return torch.compile(OurSeparator(sizes))
-
-
-COMPILED = "ours, torch.compile"
+NOT_COMPILED = "ours, not compiled"
 BUILDERS = {
     "Asteroid": build_asteroid,
     "SpeechBrain": build_speechbrain,
     "ours": OurSeparator,
-    COMPILED: build_compiled,
+    NOT_COMPILED: OurSeparator,
 }
 
 
@@ -135,6 +137,7 @@ class SeparatorPasses:
 
     def __init__(self, name, precision, device, sizes):
         self.precision, self.device = precision, device
+        self.compiled = name != NOT_COMPILED
         self.separator = BUILDERS[name](sizes).to(device)
         shape = (N_MIXTURES, sizes.frames, sizes.n_filters)
         if isinstance(self.separator, PeerSeparator):
@@ -155,7 +158,7 @@ class SeparatorPasses:
         self._forward()
 
     def _forward(self):
-        with precision_context(self.precision, self.device):
+        with precision_context(self.precision, self.device), compiling(self.compiled):
             return self.separator(self.representation)
 
 
@@ -187,8 +190,8 @@ def compare_separators(sizes, repeats, device, threads, with_memory=True):
     table.notes.append(DIFFERENCES)
     passes = {}
     for name in BUILDERS:
-        if name == COMPILED and device == "cpu":
-            continue  # the plain block is not what CPUs run
+        if name == NOT_COMPILED and device == "cpu":
+            continue  # where nothing is compiled
         for precision in precisions_on(device):
             table.cells[f"{name}, {precision}"] = {}
         try:
@@ -198,12 +201,20 @@ def compare_separators(sizes, repeats, device, threads, with_memory=True):
         except ImportError as error:
             table.notes.append(f"{name}: {error}. {INSTALL}")
 
-    for column, method in zip(COLUMNS, ("train", "infer"), strict=False):
+    def add_times(column, method, **rounds):
         cases = {
             ", ".join(system): getattr(case, method) for system, case in passes.items()
         }
-        for row, seconds in time_in_turns(cases, repeats, device, column).items():
+        taken_by = time_in_turns(cases, device=device, title=column, **rounds)
+        for row, seconds in taken_by.items():
             table.add(row, column, seconds)
+
+    if device == "cuda":
+        table.columns.append(FIRST)
+        table.notes.append(FIRST_NOTE)
+        add_times(FIRST, "train", repeats=1, warm_up=0)
+    for column, method in zip(COLUMNS, ("train", "infer"), strict=False):
+        add_times(column, method, repeats=repeats)
 
     if not with_memory:
         return table
@@ -212,7 +223,7 @@ def compare_separators(sizes, repeats, device, threads, with_memory=True):
         make_case = functools.partial(make_training_pass, *system, device)
         peaks = [
             peak_memory(make_case, small, sizes, device, threads)
-            for _ in range(min(repeats, MEMORY_REPEATS))
+            for _ in range(min(repeats, MEMORY_REPEATS[device]))
         ]
         known = [peak for peak in peaks if peak is not None]
         table.add(", ".join(system), COLUMNS[-1], known)

@@ -14,7 +14,6 @@ from rows import HPARAMS
 from benchmark import parts, recordings
 from benchmark.bsrnn import build_bsrnn, build_plain
 from benchmark.measure import precisions_on
-from benchmark.model import TrainingStep, build
 from benchmark.report import Table
 from benchmark.separators import (
     OurSeparator,
@@ -22,7 +21,6 @@ from benchmark.separators import (
     compare_separators,
 )
 from benchmark.sizes import QUICK
-from speechbrain_peer.nnet import conv_block
 from speechbrain_peer.packaging.public_checkpoints import speakerbeam_names
 from speechbrain_peer.peer_learning.exchange import embed, extract
 
@@ -106,26 +104,6 @@ def test_recordings_that_cannot_be_measured_end_in_one_line(tmp_path, capsys):
             recordings.main(arguments)
         assert message in ended.value.code and "\n" not in ended.value.code
     assert not capsys.readouterr().err
-
-
-def test_compiled_steps_are_the_same_steps(monkeypatch):
-    """`--device cuda` compiles; here the stages' graphs alone, each in one piece."""
-    monkeypatch.setattr(conv_block, "fast_dtype", lambda x, parameters: None)
-
-    def compile_(stage):
-        graph = torch.compile(stage._call_impl, backend="eager", fullgraph=True)
-        stage._compiled_call_impl = graph
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    weights = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        stages = build(QUICK, "better")
-        step = TrainingStep(stages, "better", "fp32", "cpu", QUICK, compiled)
-        step()
-        weights.append(step.stages.state_dict())
-    for name, plain in weights[0].items():
-        torch.testing.assert_close(weights[1][name], plain)
 
 
 def test_the_parts_of_a_step_are_the_step(tmp_path, capsys):

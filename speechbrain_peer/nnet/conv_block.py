@@ -14,7 +14,8 @@ Norms are global, over a whole item, or in causal blocks cumulative, up to a fra
 
 Padded frames do not leak: they count in no statistic and are zero where the depthwise
 convolution reads them, so that a padded item has the outputs of the same item alone.
-`plain_conv_block` says the same in PyTorch; it runs on GPUs and without a C compiler.
+`plain_conv_block` says the same in PyTorch; it runs without a C compiler and, compiled
+by PyTorch, on GPUs.
 
 A causal block also takes the frames of streams as they come: see `conv_stream`.
 """
@@ -25,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from speechbrain_peer.nnet.compiled import CompiledOnGpus
 from speechbrain_peer.nnet.kernels import load_kernels
 from speechbrain_peer.nnet.norms import (
     NORM_EPS,
@@ -99,7 +101,7 @@ def conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM_EPS):
     """
     dtype = fast_dtype(x, parameters)
     if dtype is None:
-        return plain_conv_block(x, frame_mask, parameters, dilation, causal, eps)
+        return compiled_conv_block(x, frame_mask, parameters, dilation, causal, eps)
     constant = (dilation, causal, eps, dtype)
     return _FastConvBlock.apply(x, frame_mask, *constant, *parameters)
 
@@ -109,6 +111,10 @@ def plain_conv_block(x, frame_mask, parameters, dilation, causal=False, eps=NORM
     state = new_block_state(x.shape[0], parameters, dilation) if causal else None
     outputs, _ = plain_block(x, frame_mask, parameters, dilation, eps, state)
     return outputs
+
+
+compiled_conv_block = CompiledOnGpus(plain_conv_block)
+"""`plain_conv_block`, on GPUs compiled: once for all blocks, frames and dilations."""
 
 
 def new_block_state(batch, parameters, dilation):

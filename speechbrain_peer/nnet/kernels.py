@@ -55,7 +55,7 @@ def load_kernels(name, dtype):
         None, after one line in the log, where they cannot be built or loaded; also for
         a dtype that they do not support, and where they are turned off.
     """
-    if dtype not in _DTYPE_FLAGS or os.environ.get("TSE_NO_KERNELS", "0") != "0":
+    if dtype not in _DTYPE_FLAGS or are_turned_off():
         return None
     try:
         return _load(Path(__file__).with_name(f"{name}.c"), _DTYPE_FLAGS[dtype])
@@ -63,6 +63,11 @@ def load_kernels(name, dtype):
         reason = str(error).partition("\n")[0]
         logger.warning_once(f"Running without the fast kernels ({reason})")
         return None
+
+
+def are_turned_off():
+    """Whether `TSE_NO_KERNELS=1` in the environment asks for plain PyTorch."""
+    return os.environ.get("TSE_NO_KERNELS", "0") != "0"
 
 
 def _load(source, dtype_flags):
