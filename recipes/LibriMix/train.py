@@ -303,8 +303,7 @@ def run(options):
     hparams["corpus"] = hparams["corpus"] or prepared.corpus
     train, valid, test = make_datasets(hparams, prepared)
     if starts and hparams["level"] == "network":
-        some = range(0, len(valid), -(-len(valid) // 16))
-        start_level(modules, (valid[index] for index in some))
+        start_level(modules, valid)
     if hparams["use_tensorboard"] and if_main_process():
         from speechbrain.utils.train_logger import TensorboardLogger
 

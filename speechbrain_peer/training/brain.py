@@ -34,6 +34,11 @@ class SafeBrain(sb.Brain):
     *args, **kwargs
         As for `speechbrain.Brain`; `hparams` has an `epoch_counter` with a stopper, and
         `averaged_steps`, None where nothing is averaged.
+
+    Raises
+    ------
+    DataError
+        If the training has averaged its weights so far, and would no more.
     """
 
     def __init__(self, *args, **kwargs):
@@ -43,25 +48,19 @@ class SafeBrain(sb.Brain):
         self.totals = EpochTotals()
         self.checkpointer.add_recoverable("totals", self.totals)
         self.averages = None
+        checkpoint = self.checkpointer.find_checkpoint()
         if self.hparams.averaged_steps:
             steps = self.hparams.averaged_steps
             self.averages = WeightAverages(self.modules, steps)
             self.checkpointer.add_recoverable(AVERAGES, self.averages)
-
-    def on_fit_start(self):
-        """Initializes and resumes; a finished training is not gone on with.
-
-        Raises
-        ------
-        DataError
-            If the training has averaged its weights so far, and would no more.
-        """
-        checkpoint = self.checkpointer.find_checkpoint()
-        if checkpoint and AVERAGES in checkpoint.paramfiles and not self.averages:
+        elif checkpoint and AVERAGES in checkpoint.paramfiles:
             raise DataError(
                 f"{checkpoint.path}: holds averages of the weights, which would be "
                 "lost; give the averaged_steps of that training"
             )
+
+    def on_fit_start(self):
+        """Initializes and resumes; a finished training is not gone on with."""
         super().on_fit_start()
         # A checkpoint from within an epoch still wants its validation.
         if self._optimizer_step_limit_exceeded and not self.step:
