@@ -324,7 +324,7 @@ def test_slopes_of_prelu_may_be_negative_or_above_one(path, slopes):
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     """Bitwise, except where PyTorch's own product over all frames splits its sum."""
     # oneDNN's products, which AMD's processors take, may do so, too.
-    monkeypatch.setattr(products, "_prefers_convolution", lambda: False)
+    monkeypatch.setattr(products, "_prefers_convolution", lambda threads: False)
     lengths, parameters = (400, 129, 257), make_parameters(hidden=64)
     of_products = {"in_weight", "out_weight", "gamma2"}
     before = torch.get_num_threads()

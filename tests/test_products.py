@@ -17,7 +17,7 @@ CHANNELS, OUTPUTS = 24, 40
 @pytest.fixture
 def by_convolution(monkeypatch):
     """What a processor has on which oneDNN is the faster one."""
-    monkeypatch.setattr(products, "_prefers_convolution", lambda: True)
+    monkeypatch.setattr(products, "_prefers_convolution", lambda threads: True)
 
 
 @pytest.fixture
@@ -172,7 +172,9 @@ def test_networks_give_the_same_both_ways(make, monkeypatch, images):
     results = []
     for prefers in (True, False):
         images.clear()
-        monkeypatch.setattr(products, "_prefers_convolution", lambda x=prefers: x)
+        monkeypatch.setattr(
+            products, "_prefers_convolution", lambda threads, x=prefers: x
+        )
         network, inputs = make()
         y = network(*inputs)
         y.backward(noise(*y.shape, seed=5))
@@ -186,20 +188,23 @@ def test_networks_give_the_same_both_ways(make, monkeypatch, images):
 
 
 @pytest.mark.parametrize(
-    ("vendor", "instructions", "expected"),
+    ("vendor", "family", "instructions", "one_thread", "two_threads"),
     [
-        ("AuthenticAMD", "AVX512", True),
-        ("AuthenticAMD", "AVX2", False),
-        ("GenuineIntel", "AVX512", False),
-        ("", "DEFAULT", False),
+        ("AuthenticAMD", 26, "AVX512", True, True),
+        ("AuthenticAMD", 25, "AVX512", False, True),
+        ("AuthenticAMD", 25, "AVX2", False, False),
+        ("GenuineIntel", 6, "AVX512", False, False),
+        ("", "", "DEFAULT", False, False),
     ],
 )
-def test_the_rule(vendor, instructions, expected, monkeypatch):
-    monkeypatch.setattr(runtime, "processor_text", lambda: f"vendor_id\t: {vendor}\n")
+def test_the_rule(vendor, family, instructions, one_thread, two_threads, monkeypatch):
+    text = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t: 17\n"
+    monkeypatch.setattr(runtime, "processor_text", lambda: text)
     cpu = torch.backends.cpu
     monkeypatch.setattr(cpu, "get_cpu_capability", lambda: instructions)
     for library in (torch.backends.mkl, torch.backends.mkldnn):
         monkeypatch.setattr(library, "is_available", lambda: True)
-    assert products._prefers_convolution.__wrapped__() == expected
+    rule = products._prefers_convolution.__wrapped__
+    assert (rule(1), rule(2)) == (one_thread, two_threads)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not products._prefers_convolution.__wrapped__()
+    assert not rule(1) and not rule(2)
