@@ -20,6 +20,7 @@ from recipes.LibriMix.comparison.epochs import (
     validation_figure,
 )
 from recipes.LibriMix.comparison.report import write_report
+from speechbrain_peer.peer_learning.exchange import EXCHANGES
 from speechbrain_peer.utils.files import DataError
 
 RESULTS = Path(__file__).parents[1] / "recipes/LibriMix/results"
@@ -63,6 +64,16 @@ def test_differences_are_paired_and_their_error_is_over_speakers(tmp_path):
         0.0,
     )
     assert all(row.silent == len(row.seeds) for row in differences(group))
+
+
+def test_every_exchange_is_compared_with_those_that_lend_less(tmp_path):
+    for exchange in EXCHANGES:
+        write_scores(tmp_path / exchange, 1, exchange, {"7": 0, "8": 0})
+    [group] = groups_below(tmp_path)
+    systems = [system.first.exchange for system in group.systems]
+    assert sorted(systems) == sorted(EXCHANGES)
+    effects = [row.effect for row in differences(group)]
+    assert effects == ["the method"] * 5 + ["lending"] * 4
 
 
 def test_an_item_where_one_output_is_silent_is_left_out_and_told(tmp_path):

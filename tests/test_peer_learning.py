@@ -154,6 +154,22 @@ def test_other_lends_what_a_branch_does_not_have(modules, pairs):
     check_lenders(modules, pairs, outputs, [[1] * 4, [0] * 4])
 
 
+def test_by_the_coin_a_branch_keeps_its_own_or_is_lent_the_others(modules, pairs):
+    coin = [1, 0, 0, 1]
+    outputs = learn(modules, *pairs, LENS, "coin", torch.tensor(coin))
+    check_lenders(modules, pairs, outputs, [coin, [1 - side for side in coin]])
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 3, 2)])  # also of bins
+@pytest.mark.parametrize("peers", [1, 2, 3])
+def test_what_the_coin_lends_is_itself_or_other(peers, shape):
+    p = noise(peers, 3, *shape, seed=0)
+    lent = lend(p, None, "coin", torch.tensor([0, 1, peers - 1]))
+    own, others = (lend(p, None, exchange) for exchange in ("itself", "other"))
+    assert torch.equal(lent[:, 0], own[:, 0])
+    assert torch.equal(lent[:, 1:], others[:, 1:])
+
+
 def test_of_three_peers_the_best_lends_or_the_mean_of_the_others():
     p = noise(3, 2, 5, 4, seed=0)  # peers, batch, frames, filters
     scores = torch.tensor([[1.0, 9.0], [3.0, 7.0], [2.0, 8.0]])
@@ -194,7 +210,7 @@ def gradient_at(modules, pairs, exchange, item, peer, output):
 
 
 @pytest.mark.parametrize("output", ["refined", "estimate"])
-@pytest.mark.parametrize("exchange", ["better", "anyway", "other"])
+@pytest.mark.parametrize("exchange", ["better", "anyway", "other", "coin"])
 def test_no_gradient_reaches_the_lender(modules, pairs, exchange, output):
     for item, better in enumerate(BETTER):
         for peer in (better, 1 - better):

@@ -215,6 +215,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("td_speakerbeam_pl", {"exchange": "none", "peers": "drawn"}),
         ("td_speakerbeam_pl", {"exchange": "itself", "peers": "off"}),
         ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),
+        ("td_speakerbeam_pl_best", {"exchange": "coin"}),
         (
             "td_speakerbeam_pl",
             {

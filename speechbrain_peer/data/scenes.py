@@ -45,7 +45,7 @@ class Scene(NamedTuple):
     speaker: int
     """The enrolled person, among `SpeechPool.speakers`."""
     coin: int
-    """A random branch, which lends with `exchange: anyway`."""
+    """A random branch; see `exchange: anyway` and `coin`."""
     place: Place | None
     enrollment_place: Place | None
     noises: tuple

@@ -115,7 +115,7 @@ class TrainingItems(EpochItems):
         speaker : int
             Index of the target speaker among the sorted names of all.
         coin : int
-            Index of a random peer, which lends with `exchange: anyway`.
+            Index of a random peer; see `exchange: anyway` and `coin`.
         enrollment_mixture : torch.Tensor
             (time,). What is to be extracted from it, with `enrollment`, enrolls the
             item; where it is silent, `enrollment` does itself.

@@ -35,7 +35,7 @@ from speechbrain_peer.peer_learning.predictors import (
 )
 from speechbrain_peer.utils.files import DataError
 
-EXCHANGES = ("better", "anyway", "itself", "other", "none")
+EXCHANGES = ("better", "anyway", "itself", "other", "coin", "none")
 
 
 def has_predictors(exchange):
@@ -145,9 +145,10 @@ def lend(p, scores, exchange, coin=None):
     exchange : str
         `better`: that of the peer with the highest score, item by item; `anyway`:
         that of the peer whom the coin names; `itself`: each branch its own; `other`:
-        what a branch does not have, the mean of the others'.
+        what a branch does not have, the mean of the others'; `coin`: `itself` in items
+        whose coin is 0, else `other`.
     coin : torch.Tensor or None
-        Index of a random peer, (batch,); for `anyway`.
+        Index of a random peer, (batch,); for `anyway` and `coin`.
 
     Returns
     -------
@@ -165,6 +166,9 @@ def lend(p, scores, exchange, coin=None):
         return p
     if exchange == "other":
         return mean_of_others(p)
+    if exchange == "coin":
+        keeps = (coin == 0).view(-1, *[1] * (p.dim() - 2))
+        return torch.where(keeps, p, mean_of_others(p))
     chosen = coin if exchange == "anyway" else scores.argmax(0)
     return p[chosen, torch.arange(p.shape[1], device=p.device)].expand_as(p)
 
@@ -214,8 +218,8 @@ class PeerLearning:
     exchange : str
         What the branches lend each other: `better`, the method (paper, section III);
         `anyway` and `itself`, the ablations of its Table II; `other`, always what a
-        branch does not have, which is not the paper's; `none`, pairs without
-        predictors.
+        branch does not have, and `coin`, either of the two by chance, which are not
+        the paper's; `none`, pairs without predictors.
     exchange_epochs : int or None
         The last epoch with exchange; after it each branch keeps its own, as at
         inference. None: they exchange to the end, as in the paper.
@@ -279,7 +283,7 @@ class PeerLearning:
         lens : torch.Tensor or None
             Relative lengths of mixtures and targets, (batch,).
         coin : torch.Tensor or None
-            Index of a random peer for `anyway`, (batch,).
+            Index of a random peer for `anyway` and `coin`, (batch,).
         epoch : int or None
             Of the training, from 1 on; needed for `exchange_epochs`.
 

@@ -9,6 +9,7 @@ import math
 import statistics
 from typing import NamedTuple
 
+from recipes.LibriMix.comparison.systems import LENDING
 from recipes.LibriMix.comparison.tables import markdown_table, number
 from speechbrain_peer.data.layout import speaker_id
 from speechbrain_peer.evaluation.reports import SCORES_FILE
@@ -109,8 +110,7 @@ def difference_table(rows):
 def _adds_to(run, control):
     """Whether a run has all that the control has, and lends more."""
     alike = (run.backbone, run.peers) == (control.backbone, control.peers)
-    more = {"none": ("itself", "anyway", "better"), "itself": ("anyway", "better")}
-    return alike and run.exchange in more[control.exchange]
+    return alike and LENDING.index(run.exchange) > LENDING.index(control.exchange)
 
 
 def _compare(system, control, effect):

@@ -9,8 +9,8 @@ from recipes.LibriMix.comparison.runs import BACKBONES, Run
 from speechbrain_peer.peer_learning.exchange import has_predictors
 from speechbrain_peer.utils.files import DataError
 
-LENDING = ("none", "itself", "anyway", "better", "other")
-"""Exchanges in the order of the ablation's rows."""
+LENDING = ("none", "itself", "anyway", "better", "other", "coin")
+"""Exchanges in the order of the ablation's rows, each with all that the first has."""
 
 PAPER_CORPUS = "Libri2Mix test, first speakers, 8000 Hz, min, clean"
 """How the sentence of a run on the paper's test set begins."""
