@@ -120,6 +120,7 @@ def test_prepared_data_may_be_several():
     ("option", "complaint"),
     [
         ("--loss={foo: 1}", "Invalid argument to class .*PeerLoss: .*'foo'"),
+        ("--loss={mutual_weight: -1}", "loss: mutual_weight is -1, not from 0 to 1000"),
         ("--adaptation=foo", "adaptation 'foo': choose one of mul"),
         (
             "--optimizer=!name:no.where",

@@ -217,6 +217,10 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
         ("td_speakerbeam_pl", {"exchange": "anyway", "peer_interferer": "same"}),
         ("td_speakerbeam_pl_best", {"exchange": "coin"}),
         (
+            "td_speakerbeam_pl_best",
+            {"exchange": "none", "loss": "{mutual_weight: 0.1, mutual_threshold: -9}"},
+        ),
+        (
             "td_speakerbeam_pl",
             {
                 "averaged_steps": 2,
@@ -635,6 +639,7 @@ def test_a_backbone_of_ones_own_goes_from_training_to_extraction(
     [
         (["--n_epoch=1"], "did you mean --n_epochs?"),
         (["--exchange=better"], "exchange 'better' needs predictors"),
+        (["--loss={mutual_weight: 0.001}"], "needs peers that teach: give --peers"),
         (["--test_only"], "holds no checkpoint: train first"),
     ],
 )

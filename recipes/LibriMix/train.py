@@ -287,6 +287,7 @@ def run(options):
     # Before anything is changed in a folder that holds a training already.
     check_replaceable(hparams["export_folder"])
     modules = hparams["peer_learning"].stages(hparams["modules"])
+    hparams["loss"].check(hparams["peers"])
     hparams["checkpointer"].add_recoverables(modules)
     hparams["checkpointer"].check_fit(modules)
     has_best = hparams["checkpointer"].find_checkpoint(min_key="valid_loss")

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from speechbrain_peer.data.settings import Settings
 from speechbrain_peer.peer_learning.measure import Measure
+from speechbrain_peer.peer_learning.teaching import likeness
+from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import has_signal, si_snr
 
 
@@ -21,7 +24,8 @@ class PeerSiSnr(NamedTuple):
 class PeerLoss:
     """The negative measure of the estimates, and weighted of decoder(p) and decoder(r).
 
-    With a speaker classifier also its weighted cross entropy.
+    With a speaker classifier also its weighted cross entropy, and with a weight for it
+    what branches teach each other.
 
     The paper names only negative SI-SNR of the estimates; the terms for p and r, which
     make the predictors representations that the decoder understands, are our reading.
@@ -39,6 +43,16 @@ class PeerLoss:
         Weight of the cross entropy of the speaker classifier's logits.
     measure : Measure or None
         Of the quality; by default SI-SNR.
+    mutual_weight : float
+        Weight of selective mutual learning: the estimate of the best other branch,
+        where that is good, is a further target of a branch's estimate.
+    mutual_threshold : float
+        From which SI-SNR on, in dB, an estimate is good.
+
+    Raises
+    ------
+    DataError
+        If the weight or the threshold cannot be.
 
     Example
     -------
@@ -57,12 +71,37 @@ class PeerLoss:
         refined_weight=1.0,
         speaker_weight=0.0,
         measure=None,
+        mutual_weight=0.0,
+        mutual_threshold=15.0,
     ):
         self.scale_weights = scale_weights
         self.predictor_weight = predictor_weight
         self.refined_weight = refined_weight
         self.speaker_weight = speaker_weight
         self.measure = measure or Measure()
+        settings = Settings("loss")
+        self.mutual_weight = settings.number("mutual_weight", mutual_weight, 0, 1000)
+        self.mutual_threshold = settings.number(
+            "mutual_threshold", mutual_threshold, -100, 100
+        )
+
+    def check(self, peers):
+        """Checks that there is somebody to teach.
+
+        Arguments
+        ---------
+        peers : str
+            What an item's peers are: `off`, `listed`, `drawn` or `microphones`.
+
+        Raises
+        ------
+        DataError
+            If branches are to teach each other and there is one only.
+        """
+        if self.mutual_weight and peers == "off":
+            raise DataError(
+                "loss: mutual_weight needs peers that teach: give --peers drawn"
+            )
 
     def __call__(self, outputs, targets, lens=None, speakers=None):
         """Computes the loss.
@@ -104,6 +143,16 @@ class PeerLoss:
             return torch.where(active, main, math.nan), loss
 
         mask, loss = score(outputs.estimate)
+        if self.mutual_weight:
+            alike = likeness(
+                outputs.estimate.unflatten(0, peers)[:, :, 0],
+                mask,
+                self.mutual_threshold,
+                self.measure,
+                mixtures,
+                lens,
+            )
+            loss = loss - self.mutual_weight * alike.mean()
         if outputs.speaker_logits is not None:
             logits = outputs.speaker_logits.float()
             loss = loss + self.speaker_weight * F.cross_entropy(logits, speakers)
