@@ -247,6 +247,20 @@ def test_what_is_short_stays_short_and_the_batch_knows(make_set):
         assert batch.enrollment_sig.data.shape[1] <= CHUNK
 
 
+@pytest.mark.parametrize("peers", ["listed", "drawn"])
+def test_an_easier_peer_has_quieter_interferers_and_nothing_else(make_set, peers):
+    usual = epoch_items(*make_set(peers=peers), epoch=2)
+    easier = epoch_items(*make_set(peers=peers, easier_peer=10), epoch=2)
+    for name, item in usual.items():
+        target = item["target_sig"]
+        interferer = item["peer_sig"] - target
+        assert interferer.any()
+        expected = target + 10**-0.5 * interferer
+        assert torch.equal(easier[name]["peer_sig"], expected)
+        easier[name]["peer_sig"] = item["peer_sig"]
+    assert same_items(easier, usual)
+
+
 def test_coins_are_fair(make_set):
     dataset, items = make_set(peers="drawn")
     coins = [

@@ -54,9 +54,10 @@ def make_drawn(table):
     """Makes a set of drawn items of the tones."""
 
     def make(seed=1, table=table, peers="drawn", n_peers=2, interferer="any", **mixing):
+        easier_peer = mixing.pop("easier_peer", 0.0)
         settings = Mixing(**{"items_per_epoch": 24, **mixing})
         made = (table, CHUNK_SECONDS, RATE, seed, settings)
-        return drawn_set(*made, peers, n_peers, interferer)
+        return drawn_set(*made, peers, n_peers, interferer, easier_peer=easier_peer)
 
     return make
 
@@ -320,6 +321,23 @@ def test_peers_may_have_the_same_interferers_in_other_utterances(make_drawn):
             for one, other in zip(first, talks, strict=True):
                 assert one.utterance.speaker == other.utterance.speaker
                 assert one.utterance.utterance != other.utterance.utterance
+
+
+def test_an_easier_peer_has_quieter_interferers_and_nothing_else(make_drawn):
+    usual, easier = (
+        make_drawn(n_peers=3, n_interferers=[1], easier_peer=quieter)[1]
+        for quieter in (0, 10)
+    )
+    for k in range(8):
+        mixtures, targets, *others = usual.read(f"item_{k}")
+        quieter, same_targets, *same_others = easier.read(f"item_{k}")
+        factors = torch.tensor([1.0, 10**-0.5, 1.0])
+        torch.testing.assert_close(
+            quieter - targets, factors * (mixtures - targets), rtol=0, atol=1e-6
+        )
+        same = zip((targets, *others), (same_targets, *same_others), strict=True)
+        for one, other in same:
+            assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def test_mixtures_do_not_clip(make_drawn):

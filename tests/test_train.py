@@ -229,14 +229,33 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
                 "precision": "bf16",
             },
         ),
+        (
+            "td_speakerbeam_pl_best",
+            {
+                "exchange": "itself",
+                "easier_peer": 10,
+                "loss": "{imitation_weight: 1.0}",
+                "precision": "bf16",
+            },
+        ),
         ("spex_plus", {}),
-        ("spex_plus_pl", {"peers": "drawn"}),
+        (
+            "spex_plus_pl",
+            {"peers": "drawn", "n_peers": 3, "loss": "{imitation_weight: 1.0}"},
+        ),
         ("sepformer_pl", {}),
         ("sdpccn", {}),
         ("sdpccn", {"peers": "drawn", "exchange": "better"}),
         ("bsrnn", {}),
         ("bsrnn", {"cue": "vector", "peers": "drawn", "exchange": "none"}),
-        ("bsrnn_pl", {"peers": "drawn", "precision": "bf16"}),
+        (
+            "bsrnn_pl",
+            {
+                "peers": "drawn",
+                "precision": "bf16",
+                "loss": "{imitation_weight: 1.0}",
+            },
+        ),
         ("small_8k", {}),
         (
             "small_8k",
@@ -639,7 +658,7 @@ def test_a_backbone_of_ones_own_goes_from_training_to_extraction(
     [
         (["--n_epoch=1"], "did you mean --n_epochs?"),
         (["--exchange=better"], "exchange 'better' needs predictors"),
-        (["--loss={mutual_weight: 0.001}"], "needs peers that teach: give --peers"),
+        (["--loss={mutual_weight: 0.001}"], "mutual_weight needs peers: give --peers"),
         (["--test_only"], "holds no checkpoint: train first"),
     ],
 )

@@ -203,7 +203,7 @@ def make_datasets(hparams, prepared):
     rate = hparams["sample_rate"]
     manifest = prepared.manifests[hparams["train_subset"]]
     cut = (hparams["chunk_seconds"], rate, hparams["seed"])
-    names = "peers", "n_peers", "peer_interferer", "enrolling"
+    names = "peers", "n_peers", "peer_interferer", "enrolling", "easier_peer"
     settings = {key: hparams[key] for key in names}
     if hparams["mixtures"] == "drawn":
         if hparams["mixing"].absent and hparams["level"] == "mixture":
@@ -287,7 +287,7 @@ def run(options):
     # Before anything is changed in a folder that holds a training already.
     check_replaceable(hparams["export_folder"])
     modules = hparams["peer_learning"].stages(hparams["modules"])
-    hparams["loss"].check(hparams["peers"])
+    hparams["loss"].check(hparams["peers"], hparams["exchange"])
     hparams["checkpointer"].add_recoverables(modules)
     hparams["checkpointer"].check_fit(modules)
     has_best = hparams["checkpointer"].find_checkpoint(min_key="valid_loss")

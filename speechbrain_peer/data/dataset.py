@@ -35,6 +35,7 @@ def training_set(
     peer_interferer="any",
     listed_peers=None,
     enrolling=None,
+    easier_peer=0.0,
 ):
     """Makes a training set of listed mixtures.
 
@@ -61,6 +62,9 @@ def training_set(
         The file of listed peers.
     enrolling : Enrolling or None
         How items are enrolled.
+    easier_peer : float
+        By how many dB the interferers of the second peer, if it has its own, are
+        quieter.
 
     Returns
     -------
@@ -93,6 +97,7 @@ def training_set(
         peer_interferer,
         listed,
         enrolling,
+        easier_peer,
     )
     return _dataset(rows, items), items
 
@@ -107,6 +112,7 @@ def drawn_set(
     n_peers=2,
     peer_interferer="any",
     enrolling=None,
+    easier_peer=0.0,
 ):
     """Makes a training set of mixtures that are drawn anew in every epoch.
 
@@ -131,6 +137,9 @@ def drawn_set(
         `any` or `same`, for drawn peers.
     enrolling : Enrolling or None
         How items are enrolled.
+    easier_peer : float
+        By how many dB the interferers of the second peer, if it has its own, are
+        quieter.
 
     Returns
     -------
@@ -156,6 +165,7 @@ def drawn_set(
         peers,
         peer_interferer,
         enrolling,
+        easier_peer,
     )
     items = DrawnItems(drawer, seed)
     count = mixing.items_per_epoch or max(1, sum(map(len, pool.tables)) // 2)

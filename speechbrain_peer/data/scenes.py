@@ -75,6 +75,9 @@ class SceneDrawer:
         `any`: other speakers in every branch; `same`: other utterances of the same.
     enrolling : Enrolling or None
         How scenes are enrolled.
+    easier_peer : float
+        By how many dB the interferers of the second branch, if it has its own, are
+        quieter.
 
     Raises
     ------
@@ -92,11 +95,13 @@ class SceneDrawer:
         peers="drawn",
         peer_interferer="any",
         enrolling=None,
+        easier_peer=0.0,
     ):
         self.pool, self.mixing = pool, mixing
         self.enrolling = enrolling or Enrolling()
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
         self.branches, self.peer_interferer = branches, peer_interferer
+        self.easier_gain = 10 ** (-easier_peer / 20)
         self.microphones = peers == "microphones"
         self.surroundings = Surroundings(
             mixing, sample_rate, "train", microphones=self.microphones
@@ -159,7 +164,9 @@ class SceneDrawer:
                 utterances = [utterance for utterance, _ in others]
             else:
                 utterances = [self.pool.draw_again(*one, rng) for one in drawn]
-            interferers.append(tuple(map(cut, utterances)))
+            gain = self.easier_gain if len(interferers) == 1 else 1.0
+            talks = map(cut, utterances)
+            interferers.append(tuple(t._replace(gain=gain * t.gain) for t in talks))
         return Scene(
             samples,
             target,

@@ -70,6 +70,8 @@ class TrainingItems(EpochItems):
         every epoch.
     enrolling : Enrolling or None
         How items are enrolled.
+    easier_peer : float
+        By how many dB the interferers of the second peer are quieter.
     """
 
     def __init__(
@@ -82,12 +84,15 @@ class TrainingItems(EpochItems):
         peer_interferer="any",
         listed_peers=None,
         enrolling=None,
+        easier_peer=0.0,
     ):
         super().__init__(seed, enrolling)
         self.rows = rows
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
         self.n_peers = n_peers
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
+        # Of each further peer's interferers.
+        self.gains = [10 ** (-easier_peer / 20), *[1.0] * (n_peers - 2)]
         self.pool = SourcePool(rows)
         self.mixtures = {
             source["path"]: row["mixture"]
@@ -132,8 +137,9 @@ class TrainingItems(EpochItems):
         enrolled = self._draw_enrollment(row["target"], rng)
         coin = int(rng.integers(self.n_peers))
         mixtures = [mixture]
-        for interferers in self._draw_peers(item_id, rng):
-            mixtures.append(self._mix(shared, interferers, start, rng))
+        peers = self._draw_peers(item_id, rng)
+        for interferers, gain in zip(peers, self.gains, strict=False):
+            mixtures.append(self._mix(shared, interferers, gain, start, rng))
         targets = target[:, None].expand(-1, self.n_peers)
         speaker = self.speaker_indices[row["target"]["speaker"]]
         enrollment, enrollment_mixture = self._enroll(item_id, *enrolled)
@@ -172,8 +178,8 @@ class TrainingItems(EpochItems):
             self.rows[item_id], rng, self.n_peers, self.peer_interferer
         )
 
-    def _mix(self, shared, interferers, start, rng):
-        """A peer, of what all peers share (target and noise) and interferers."""
+    def _mix(self, shared, interferers, gain, start, rng):
+        """A peer, of what all peers share (target and noise) and its interferers."""
         mixture = shared.clone()
         if self.listed_peers is None:
             starts = [
@@ -187,7 +193,7 @@ class TrainingItems(EpochItems):
             starts = [min(start, max(0, end)) for end in ends]
         for interferer, first in zip(interferers, starts, strict=True):
             speech = self._read_speech(interferer, first)[: len(mixture)]
-            mixture[: len(speech)] += speech
+            mixture[: len(speech)] += gain * speech
         return mixture
 
     def _draw_start(self, source, samples, rng):

@@ -81,6 +81,8 @@ class Outputs(NamedTuple):
     """What the stage `speaker_classifier` gives, if there is one, (batch, speakers)."""
     mixtures: torch.Tensor | None = None
     """What they are extracted from, (peers * batch, time)."""
+    branches: Branches | None = None
+    """With predictors, what every peer has made of its mixture."""
 
 
 def embed(modules, enrollments, enrollment_lens=None):
@@ -316,7 +318,7 @@ class PeerLearning:
         p_star = lend(branches.p.unflatten(0, peers), q, self._exchange(epoch), coin)
         estimates, r = estimate(modules, branches, p_star.flatten(0, 1), length)
         refined = decoder(r, length, branches.frame_mask)
-        return Outputs(estimates, predicted, refined, logits, mixtures)
+        return Outputs(estimates, predicted, refined, logits, mixtures, branches)
 
     def _exchange(self, epoch):
         """The exchange of an epoch."""

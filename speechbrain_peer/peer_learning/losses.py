@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from speechbrain_peer.data.settings import Settings
 from speechbrain_peer.peer_learning.measure import Measure
-from speechbrain_peer.peer_learning.teaching import likeness
+from speechbrain_peer.peer_learning.teaching import imitation_errors, likeness
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import has_signal, si_snr
 
@@ -48,11 +48,14 @@ class PeerLoss:
         where that is good, is a further target of a branch's estimate.
     mutual_threshold : float
         From which SI-SNR on, in dB, an estimate is good.
+    imitation_weight : float
+        Weight of the error of p against that of the better branch; see
+        `teaching.imitation_errors`.
 
     Raises
     ------
     DataError
-        If the weight or the threshold cannot be.
+        If such a weight or the threshold cannot be.
 
     Example
     -------
@@ -73,34 +76,39 @@ class PeerLoss:
         measure=None,
         mutual_weight=0.0,
         mutual_threshold=15.0,
+        imitation_weight=0.0,
     ):
         self.scale_weights = scale_weights
         self.predictor_weight = predictor_weight
         self.refined_weight = refined_weight
         self.speaker_weight = speaker_weight
         self.measure = measure or Measure()
-        settings = Settings("loss")
-        self.mutual_weight = settings.number("mutual_weight", mutual_weight, 0, 1000)
-        self.mutual_threshold = settings.number(
-            "mutual_threshold", mutual_threshold, -100, 100
-        )
+        number = Settings("loss").number
+        self.mutual_weight = number("mutual_weight", mutual_weight, 0, 1000)
+        self.mutual_threshold = number("mutual_threshold", mutual_threshold, -100, 100)
+        self.imitation_weight = number("imitation_weight", imitation_weight, 0, 1000)
 
-    def check(self, peers):
-        """Checks that there is somebody to teach.
+    def check(self, peers, exchange):
+        """Checks that branches have whom, and what, they are to learn from.
 
         Arguments
         ---------
         peers : str
             What an item's peers are: `off`, `listed`, `drawn` or `microphones`.
+        exchange : str
+            One of `exchange.EXCHANGES`.
 
         Raises
         ------
         DataError
-            If branches are to teach each other and there is one only.
+            If there is one branch only, or no p.
         """
-        if self.mutual_weight and peers == "off":
+        for name in ("mutual_weight", "imitation_weight"):
+            if getattr(self, name) and peers == "off":
+                raise DataError(f"loss: {name} needs peers: give --peers drawn")
+        if self.imitation_weight and exchange == "none":
             raise DataError(
-                "loss: mutual_weight needs peers that teach: give --peers drawn"
+                "loss: imitation_weight needs predictors: give --exchange itself"
             )
 
     def __call__(self, outputs, targets, lens=None, speakers=None):
@@ -133,16 +141,16 @@ class PeerLoss:
         active = has_signal(targets, lens)
 
         def score(waveforms):
-            """SI-SNR of the main scale, and the weighted mean loss of all scales."""
+            """SI-SNR and measure of the main scale, and the mean loss of all."""
             scales = waveforms.unflatten(0, peers).movedim(2, 0)
             main = si_snr(scales[0].detach(), targets, lens)
             # Of each scale (peers, batch).
             values = self.measure(scales, targets, mixtures, lens)
             weighted = zip(self.scale_weights, values, strict=True)
             loss = -sum(weight * value.mean() for weight, value in weighted)
-            return torch.where(active, main, math.nan), loss
+            return torch.where(active, main, math.nan), values[0].detach(), loss
 
-        mask, loss = score(outputs.estimate)
+        mask, _, loss = score(outputs.estimate)
         if self.mutual_weight:
             alike = likeness(
                 outputs.estimate.unflatten(0, peers)[:, :, 0],
@@ -158,8 +166,16 @@ class PeerLoss:
             loss = loss + self.speaker_weight * F.cross_entropy(logits, speakers)
         if outputs.predicted is None:
             return loss, PeerSiSnr(mask)
-        predictor, predictor_loss = score(outputs.predicted)
-        refined, refined_loss = score(outputs.refined)
+        predictor, q, predictor_loss = score(outputs.predicted)
+        refined, _, refined_loss = score(outputs.refined)
         loss = loss + self.predictor_weight * predictor_loss
         loss = loss + self.refined_weight * refined_loss
+        if self.imitation_weight:
+            p, frame_mask = outputs.branches.p, outputs.branches.frame_mask
+            errors = imitation_errors(
+                p.unflatten(0, peers), q, frame_mask.unflatten(0, peers)
+            )
+            # There is nothing to represent of an absent talker.
+            errors = torch.where(predictor.isnan().any(0), 0, errors)
+            loss = loss + self.imitation_weight * errors.mean()
         return loss, PeerSiSnr(mask, predictor, refined)

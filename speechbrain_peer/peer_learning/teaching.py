@@ -77,3 +77,38 @@ def likeness(estimates, si_snrs, threshold, measure=None, mixtures=None, lens=No
     teachers = estimates.detach()[who, items]
     found = (measure or Measure())(estimates, teachers, mixtures, lens)
     return torch.where(best >= threshold, found, 0)
+
+
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
+def imitation_errors(p, q, frame_mask):
+    """How far what the branches represent is from what the better one does, in fp32.
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Predicted representations, (peers, batch, frames, ...).
+    q : torch.Tensor
+        How good they are, (peers, batch); see `measure.Measure`.
+    frame_mask : torch.Tensor
+        1 for true frames, (peers, batch, frames).
+
+    Returns
+    -------
+    torch.Tensor
+        ||p - p*||^2 / ||p*||^2 over true frames with p* of the better branch, which has
+        no gradient; the mean over the other branches, (batch,).
+
+    Example
+    -------
+    >>> p = torch.tensor([4.0, 2.0, 1.0]).view(3, 1, 1, 1)
+    >>> imitation_errors(p, torch.tensor([[5.0], [9.0], [7.0]]), torch.ones(3, 1, 1))
+    tensor([0.6250])
+    """
+    p = p.float().flatten(3) * frame_mask[..., None]
+    items = torch.arange(p.shape[1], device=p.device)
+    better = p.detach()[q.argmax(0), items]
+    errors = (p - better).square().sum((-2, -1))
+    relative = errors / (better.square().sum((-2, -1)) + EPS)
+    # That of the better one itself is zero.
+    return relative.sum(0) / max(1, len(p) - 1)

@@ -113,6 +113,7 @@ OPTIONS = {
     "peers": Option(str, choices=("off", "listed", "drawn", "microphones")),
     "n_peers": Option(int, least=2),
     "peer_interferer": Option(str, choices=("any", "same")),
+    "easier_peer": Option(float, least=0),
     "exchange": Option(str, choices=EXCHANGES),
     "level": Option(str, choices=LEVELS),
     "exchange_epochs": Option(int, least=0, optional=True),
@@ -202,6 +203,7 @@ def read_options(arguments):
     settings = _resolved(hparams_file, text)
     settings |= {name: run_opts[name] for name in run_opts.overridden_args}
     _check_values(settings, own, overrides)
+    _check_peers(settings)
     _check_machine(settings)
     return RunSettings(hparams_file, run_opts, text, settings)
 
@@ -337,6 +339,16 @@ def _like(name, own):
         return None
     is_size = name in SIZES and kind is int
     return Option(kind, least=1 if is_size else -math.inf, many=many)
+
+
+def _check_peers(settings):
+    """Refuses what only peers with interferers of their own have."""
+    peers = settings.get("peers")
+    if settings.get("easier_peer") and peers not in ("listed", "drawn"):
+        raise DataError(
+            f"easier_peer: with --peers {peers} no peer has interferers of its own: "
+            "give --peers drawn"
+        )
 
 
 def _check_machine(settings):
