@@ -443,6 +443,8 @@ def test_files_may_lie_where_fsspec_reads(table, tmp_path):
 def test_what_cannot_be_drawn_is_told(make_drawn, table, tmp_path):
     with pytest.raises(DataError, match="give --peers drawn"):
         make_drawn(peers="listed")
+    with pytest.raises(DataError, match="confusable peers are of listed mixtures"):
+        make_drawn(interferer="confusable")
     with pytest.raises(DataError, match=r"7 speakers are needed .* there are 5"):
         make_drawn(n_interferers=[1, 3])
     with pytest.raises(DataError, match="microphones needs rooms"):

@@ -44,6 +44,8 @@ def read(*arguments, yaml=ROW):
         (["--easier_peer=-1"], "easier_peer must be a number of at least 0, not -1"),
         (["--easier_peer=6", "--peers=off"], "with --peers off no peer has interf"),
         (["--easier_peer=6", "--peers=microphones"], "microphones no peer has interf"),
+        (["--peer_interferer=confusable", "--peers=listed"], "listed --peers drawn"),
+        (["--peer_interferer=confusable", "--mixtures=drawn"], "give --mixtures list"),
         (["--n_peers=1"], "n_peers must be a whole number of at least 2, not 1"),
         (["--precision=int8"], "argument --precision: invalid choice: 'int8'"),
         (["--precision=fp16"], "precision fp16 is for GPUs"),

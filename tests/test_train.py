@@ -229,6 +229,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
                 "precision": "bf16",
             },
         ),
+        ("td_speakerbeam_pl_best", {"peer_interferer": "confusable"}),
         (
             "td_speakerbeam_pl_best",
             {

@@ -36,6 +36,7 @@ from speechbrain_peer.training.enrolling import enroll_with_estimates
 from speechbrain_peer.training.fine_tuning import start_from, start_level
 from speechbrain_peer.training.launch import init_ranks, locked, rank_and_ranks
 from speechbrain_peer.training.options import load_hparams, read_options
+from speechbrain_peer.training.speaker_voices import embed_speakers
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.messages import hide_warnings_of_others, one_line
 from speechbrain_peer.utils.runtime import keep_freed_memory
@@ -217,6 +218,10 @@ def make_datasets(hparams, prepared):
             manifest, *cut, hparams["mixing"], **settings
         )
     else:
+        if settings["peer_interferer"] == "confusable":
+            settings["voices"] = run_on_main(
+                embed_speakers, args=(manifest, prepared.data_root)
+            )
         train, hparams["training_items"] = training_set(
             manifest,
             prepared.data_root,

@@ -36,6 +36,7 @@ def training_set(
     listed_peers=None,
     enrolling=None,
     easier_peer=0.0,
+    voices=None,
 ):
     """Makes a training set of listed mixtures.
 
@@ -57,7 +58,7 @@ def training_set(
     n_peers : int
         How many branches an item with peers has.
     peer_interferer : str
-        `any` or `same`, for drawn peers.
+        `any`, `same` or `confusable`, for drawn peers.
     listed_peers : str, Path or None
         The file of listed peers.
     enrolling : Enrolling or None
@@ -65,6 +66,8 @@ def training_set(
     easier_peer : float
         By how many dB the interferers of the second peer, if it has its own, are
         quieter.
+    voices : SpeakerVoices or None
+        Of all speakers, for confusable interferers.
 
     Returns
     -------
@@ -98,6 +101,7 @@ def training_set(
         listed,
         enrolling,
         easier_peer,
+        voices,
     )
     return _dataset(rows, items), items
 
@@ -155,6 +159,8 @@ def drawn_set(
     """
     if peers == "listed":
         raise DataError("drawn mixtures have no listed peers: give --peers drawn")
+    if peer_interferer == "confusable":
+        raise DataError("confusable peers are of listed mixtures: give those")
     pool = open_pool(tables, mixing.balance)
     drawer = SceneDrawer(
         pool,

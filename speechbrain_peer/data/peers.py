@@ -44,6 +44,8 @@ class SourcePool:
     rows : dict
         A manifest, as `read_manifest` returns it or as the `data` of a
         DynamicItemDataset.
+    voices : SpeakerVoices or None
+        Of all speakers, for confusable interferers.
 
     Example
     -------
@@ -69,7 +71,8 @@ class SourcePool:
     ['cid']
     """
 
-    def __init__(self, rows):
+    def __init__(self, rows, voices=None):
+        self.voices = voices
         by_path = {
             source["path"]: source
             for row in rows.values()
@@ -113,7 +116,8 @@ class SourcePool:
             How many peers there are, the first included.
         peer_interferer : str
             "any": sources of speakers that are not in the row, nor in another peer;
-            "same": another utterance of each interferer's speaker.
+            "same": another utterance of each interferer's speaker; "confusable": as
+            "any", of the nearest voices to the target's; see `SpeakerVoices.nearest`.
 
         Yields
         ------
@@ -126,7 +130,12 @@ class SourcePool:
             if peer_interferer == "same":
                 yield [self._draw_other_utterance(x, rng) for x in row["interferers"]]
                 continue
-            drawn = self._draw_other_speakers(len(row["interferers"]), present, rng)
+            count = len(row["interferers"])
+            if peer_interferer == "confusable":
+                near = self.voices.nearest(row["target"]["speaker"], present)
+                drawn = self._draw_of(near, count, rng)
+            else:
+                drawn = self._draw_other_speakers(count, present, rng)
             present |= {source["speaker"] for source in drawn}
             yield drawn
 
@@ -155,7 +164,18 @@ class SourcePool:
         others = [name for name in utterances if name != source["utterance"]]
         if not others:
             raise DataError(_single_utterance_message([source["speaker"]]))
-        files = utterances[others[rng.integers(len(others))]]
+        return self._draw_file(utterances, others, rng)
+
+    def _draw_of(self, speakers, count, rng):
+        """Draws sources of so many of some speakers."""
+        chosen = (speakers[k] for k in rng.permutation(len(speakers))[:count])
+        of_each = (self.utterances[speaker] for speaker in chosen)
+        return [self._draw_file(names, list(names), rng) for names in of_each]
+
+    @staticmethod
+    def _draw_file(utterances, names, rng):
+        """Draws a source of one of some utterances."""
+        files = utterances[names[rng.integers(len(names))]]
         return files[rng.integers(len(files))]
 
     def _draw_other_speakers(self, count, present, rng):
@@ -189,7 +209,7 @@ def check_pool(rows, peers="off", peer_interferer="any", n_peers=2):
     peers : str
         "off" checks the enrollments only, "listed" and "drawn" the interferers too.
     peer_interferer : str
-        "any" or "same"; see `SourcePool.draw_peers`.
+        See `SourcePool.draw_peers`.
     n_peers : int
         How many peers an item has.
     """
@@ -203,7 +223,7 @@ def check_pool(rows, peers="off", peer_interferer="any", n_peers=2):
         raise DataError(_single_utterance_message(single))
     # Peers have one target, and different interferers each.
     needed = 1 + n_peers * max(len(row["interferers"]) for row in rows.values())
-    if peers != "off" and peer_interferer == "any" and len(utterances) < needed:
+    if peers != "off" and peer_interferer != "same" and len(utterances) < needed:
         raise DataError(
             f"{n_peers} peers need {needed} speakers, the data has {len(utterances)}; "
             "add speakers, or use peer_interferer: same or peers: off"

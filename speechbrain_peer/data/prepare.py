@@ -122,7 +122,8 @@ def prepare_librimix(
     n_peers : int
         How many mixtures a training item has, if it has peers.
     peer_interferer : str
-        "any" (another speaker) or "same" (another utterance of the same speaker).
+        "any" (another speaker), "same" (another utterance of the same speaker), or
+        "confusable" (a speaker of a similar voice; not for listed peers).
     mixtures : str
         "listed", or "drawn": training mixtures are drawn while training. Training
         subsets then get a table of their utterances instead of a manifest: those of
@@ -159,6 +160,8 @@ def prepare_librimix(
         peer_interferer=[peer_interferer],
         mixtures=[mixtures],
     )
+    if peer_interferer == "confusable" and peers == "listed":
+        raise DataError("confusable peers are drawn while training: give peers: drawn")
     if seed < 0:
         raise DataError(f"seed: {seed} is negative; give 0 or more")
     _check_folders(data_folder, librispeech_folder, librimix_metadata)

@@ -64,7 +64,7 @@ class TrainingItems(EpochItems):
     n_peers : int
         Branches of an item: the listed mixture, and others with its target.
     peer_interferer : str
-        `any` or `same`, for drawn peers.
+        `any`, `same` or `confusable`, for drawn peers.
     listed_peers : dict or None
         For each item the interferers of each further peer; None draws them anew in
         every epoch.
@@ -72,6 +72,8 @@ class TrainingItems(EpochItems):
         How items are enrolled.
     easier_peer : float
         By how many dB the interferers of the second peer are quieter.
+    voices : SpeakerVoices or None
+        Of all speakers, for `peer_interferer: confusable`.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TrainingItems(EpochItems):
         listed_peers=None,
         enrolling=None,
         easier_peer=0.0,
+        voices=None,
     ):
         super().__init__(seed, enrolling)
         self.rows = rows
@@ -93,7 +96,7 @@ class TrainingItems(EpochItems):
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
         # Of each further peer's interferers.
         self.gains = [10 ** (-easier_peer / 20), *[1.0] * (n_peers - 2)]
-        self.pool = SourcePool(rows)
+        self.pool = SourcePool(rows, voices)
         self.mixtures = {
             source["path"]: row["mixture"]
             for row in rows.values()

@@ -112,7 +112,7 @@ OPTIONS = {
     "mixtures": Option(str, choices=("listed", "drawn")),
     "peers": Option(str, choices=("off", "listed", "drawn", "microphones")),
     "n_peers": Option(int, least=2),
-    "peer_interferer": Option(str, choices=("any", "same")),
+    "peer_interferer": Option(str, choices=("any", "same", "confusable")),
     "easier_peer": Option(float, least=0),
     "exchange": Option(str, choices=EXCHANGES),
     "level": Option(str, choices=LEVELS),
@@ -342,12 +342,19 @@ def _like(name, own):
 
 
 def _check_peers(settings):
-    """Refuses what only peers with interferers of their own have."""
+    """Refuses what only some kinds of peers have."""
     peers = settings.get("peers")
     if settings.get("easier_peer") and peers not in ("listed", "drawn"):
         raise DataError(
             f"easier_peer: with --peers {peers} no peer has interferers of its own: "
             "give --peers drawn"
+        )
+    kinds = settings.get("mixtures"), peers
+    confusable = settings.get("peer_interferer") == "confusable"
+    if confusable and kinds != ("listed", "drawn"):
+        raise DataError(
+            "peer_interferer: confusable ones are drawn for listed mixtures: give "
+            "--mixtures listed --peers drawn"
         )
 
 
