@@ -88,8 +88,7 @@ def build_recording_tab(gradio, shown, model, folder):
             pass  # eSpeak NG is an optional extra
         else:
             # Made voices are hard for a network that has heard people only.
-            what = "one made voice under two others" if lends else "two made voices"
-            gradio.Button(f"Take the example ({what})").click(
+            gradio.Button("Take the example (made voices)").click(
                 lambda: (*example, None), None, inputs, show_progress="hidden"
             )
     outputs = [
