@@ -16,6 +16,7 @@ from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.packaging import loading
 from speechbrain_peer.packaging.catalogue import choose_bundled, list_bundled
 from speechbrain_peer.peer_learning import streams
+from speechbrain_peer.peer_learning.predictors import can_lend
 
 CARD = """\
 | | SI-SDR (dB) | SI-SDRi (dB) | wrong speaker (%) |
@@ -27,34 +28,39 @@ CARD = """\
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two models beside that of the package: at 16 kHz, for files and for streams."""
+    """Models beside small-8k: two at 16 kHz, for files and for streams, and one that
+    lets recordings lend."""
     made, folder = (tmp_path_factory.mktemp(name) for name in ("made", "bundled"))
-    export(made / "base-16k")
+    for name in ("base-16k", "small-8k"):
+        shutil.copytree(loading.BUNDLED / "small-8k", folder / name)
     export_causal(made / "live-16k", n_blocks=1)
-    for name in ("base-16k", "live-16k"):
+    export(made / "peers-8k")
+    for name in ("live-16k", "peers-8k"):
         shutil.copytree(made / name, folder / name)
+    for name in ("base-16k", "live-16k"):
         hparams = folder / name / loading.HPARAMS_FILE
         text = hparams.read_text().replace("sample_rate: 8000", "sample_rate: 16000")
         hparams.write_text(text)
     (folder / "base-16k" / loading.CARD_FILE).write_text(CARD, encoding="utf-8")
-    shutil.copytree(loading.BUNDLED / "small-8k", folder / "small-8k")
     return folder
 
 
 @pytest.fixture
-def three(models, monkeypatch):
-    """The package comes with three models."""
+def four(models, monkeypatch):
+    """The package comes with four models."""
     monkeypatch.setattr(loading, "BUNDLED", models)
 
 
-def test_what_is_told_of_models_is_what_they_are(three):
+def test_what_is_told_of_models_is_what_they_are(four):
     told = list_bundled()
-    assert [model.name for model in told] == ["base-16k", "live-16k", "small-8k"]
-    assert [model.si_sdri for model in told] == ["10.00 ± 0.21", "-", "8.57"]
+    names = ["base-16k", "live-16k", "peers-8k", "small-8k"]
+    assert [model.name for model in told] == names
+    assert [model.si_sdri for model in told[:3]] == ["10.00 ± 0.21", "-", "-"]
     for entry in told:
         model = TargetSpeechExtraction.from_hparams(entry.name)
         assert entry.sample_rate == model.hparams.sample_rate
         assert entry.causal == (streams.init_state(model.mods, 1) is not None)
+        assert entry.lends == can_lend(model.mods)
 
 
 def test_what_is_told_of_the_package_s_own_is_what_they_are():
@@ -62,6 +68,7 @@ def test_what_is_told_of_the_package_s_own_is_what_they_are():
         modules, hparams = loading.load_model(entry.name)
         assert entry.sample_rate == hparams["sample_rate"]
         assert entry.causal == (streams.init_state(modules, 1) is not None)
+        assert entry.lends == can_lend(modules)
         assert float(entry.si_sdri.split()[0]) > 5
         assert entry.megabytes < 8
 
@@ -80,11 +87,16 @@ def test_what_is_told_of_the_package_s_own_is_what_they_are():
         (None, True, "live-16k"),
     ],
 )
-def test_the_rate_decides(three, rate, live, name):
+def test_the_rate_decides(four, rate, live, name):
     assert choose_bundled(rate, live).name == name
 
 
-def test_of_one_rate_the_largest_is_taken(three, models):
+def test_recordings_of_one_moment_need_one_that_lets_them_lend(four):
+    assert choose_bundled(44100, together=True).name == "peers-8k"
+    assert choose_bundled(8000).name == "small-8k"
+
+
+def test_of_one_rate_the_largest_is_taken(four, models):
     larger = models / "a-larger-one-8k"
     shutil.copytree(models / "small-8k", larger)
     with open(larger / "weights.ckpt", "ab") as file:
@@ -102,14 +114,19 @@ def test_a_package_without_causal_models_says_so_when_one_is_used(models, tmp_pa
         assert choose_bundled(16000, live=True).name == "small-8k"
 
 
-def test_info_lists_them(three, capsys):
+def test_info_lists_them(four, capsys):
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == "name rate (Hz) causal weights (MB) SI-SDRi (dB)".split()
-    rows = [re.split(r"  +", line.strip()) for line in lines[1:4]]
-    assert rows[0][:3] == ["base-16k", "16000", "no"]
-    assert rows[1][:3] == ["live-16k", "16000", "yes"] and rows[1][4] == "-"
-    assert rows[2] == ["small-8k", "8000", "no", "2.7", "8.57"]
+    assert lines[0].split() == [
+        *("name", "rate", "(Hz)", "causal", "together"),
+        *("weights", "(MB)", "SI-SDRi", "(dB)"),
+    ]
+    rows = [re.split(r"  +", line.strip()) for line in lines[1:5]]
+    assert rows[0][:4] == ["base-16k", "16000", "no", "no"]
+    assert rows[0][5] == "10.00 ± 0.21"
+    assert rows[1][:3] == ["live-16k", "16000", "yes"] and rows[1][5] == "-"
+    assert rows[2][:4] == ["peers-8k", "8000", "no", "yes"]
+    assert rows[3][:5] == ["small-8k", "8000", "no", "no", "2.7"]
     assert "tse info NAME" in lines[-1]
 
 
@@ -132,7 +149,7 @@ def files(tmp_path):
         (["44100", "8000"], "small-8k, 8000 Hz"),
     ],
 )
-def test_extraction_takes_the_one_that_fits(three, files, capsys, recordings, name):
+def test_extraction_takes_the_one_that_fits(four, files, capsys, recordings, name):
     paths = [str(files / f"{rate}.wav") for rate in recordings]
     output = files / ("out" if len(paths) > 1 else "out.wav")
     options = ["-e", str(files / "voice.flac"), "-o", str(output)]
@@ -143,8 +160,16 @@ def test_extraction_takes_the_one_that_fits(three, files, capsys, recordings, na
     assert "tse: model" not in capsys.readouterr().err
 
 
+def test_extraction_together_takes_one_that_lends(four, files, capsys):
+    again = shutil.copy(files / "44100.wav", files / "again.wav")
+    paths = [str(files / "44100.wav"), str(again)]
+    options = ["-e", str(files / "voice.flac"), "-o", str(files / "out.wav")]
+    assert main(["extract", *paths, "--together", *options]) == 0
+    assert "tse: model peers-8k," in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("rate", "name"), [(8000, "small-8k"), (44100, "base-16k")])
-def test_standard_input_has_a_rate_too(three, files, capsys, monkeypatch, rate, name):
+def test_standard_input_has_a_rate_too(four, files, capsys, monkeypatch, rate, name):
     stream = io.BytesIO((files / f"{rate}.wav").read_bytes())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
     options = ["-e", str(files / "voice.flac"), "-o", str(files / "out.wav")]
@@ -153,7 +178,7 @@ def test_standard_input_has_a_rate_too(three, files, capsys, monkeypatch, rate, 
     assert soundfile.info(files / "out.wav").samplerate == rate
 
 
-def test_what_ffmpeg_decodes_has_a_rate_too(three, files, capsys):
+def test_what_ffmpeg_decodes_has_a_rate_too(four, files, capsys):
     if shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg is not installed")
     video = files / "44100.m4a"
@@ -164,7 +189,7 @@ def test_what_ffmpeg_decodes_has_a_rate_too(three, files, capsys):
     assert "model base-16k," in capsys.readouterr().err
 
 
-def test_a_recording_that_cannot_be_read_chooses_nothing(three, files, capsys):
+def test_a_recording_that_cannot_be_read_chooses_nothing(four, files, capsys):
     (files / "broken.wav").write_bytes(b"RIFF")
     paths = [str(files / name) for name in ("broken.wav", "8000.wav")]
     options = ["-e", str(files / "voice.flac"), "-o", str(files / "out")]
@@ -173,7 +198,7 @@ def test_a_recording_that_cannot_be_read_chooses_nothing(three, files, capsys):
     assert "model small-8k," in told and "broken.wav: " in told
 
 
-def test_live_extraction_takes_a_causal_one(three, files, capsysbinary, monkeypatch):
+def test_live_extraction_takes_a_causal_one(four, files, capsysbinary, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(3200))))
     command = ["live", "-", "-e", str(files / "voice.flac"), "--precision", "fp32"]
     assert main([*command, "--rate", "48000"]) == 0

@@ -253,6 +253,7 @@ def test_trained_peer_learning_is_not_dropped(trained):
 def test_settings_that_no_weight_shows_are_logged(trained, caplog):
     _, folder = trained()
     start_from(build(), folder, 8000)
+    start_from(build().eval(), folder, 8000)
     assert "other settings" not in caplog.text
     start_from(build(stride=4), folder, 8000)
     assert "encoder.stride is 8 there and 4 here" in caplog.text

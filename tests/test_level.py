@@ -221,5 +221,5 @@ def test_commands_and_page_tell_how_long_the_talker_is_there(
     assert capsys.readouterr().out == f"{output}\tpresent 25%\n"
     assert main(["info", str(folder)]) == 0
     assert "\nlevel        network\n" in capsys.readouterr().out
-    told, *_ = extract_and_draw(model, *paths, tmp_path / "drawn.wav")
+    told, *_ = extract_and_draw(model, paths[:1], paths[1], tmp_path / "drawn.wav")
     assert told.endswith("\n\nPresent: 25 % of the time")

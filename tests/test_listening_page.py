@@ -29,6 +29,7 @@ from speechbrain_peer.packaging.export import add_scorers
 RATE = 16000
 MIXTURE, VOICE = "Recording of several talkers", "Voice of one of them, alone"
 MORE = "More recordings of this voice (optional)"
+OTHERS = "More recordings of the same moment (optional)"
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,7 @@ def recordings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     noise = 0.1 * np.random.default_rng(0).standard_normal((2 * RATE, 2))
     soundfile.write(folder / "meeting.wav", noise, RATE)
+    soundfile.write(folder / "later.wav", noise[RATE // 4 :], RATE)
     soundfile.write(folder / "loud.wav", 1000 * noise, RATE, "FLOAT")
     soundfile.write(folder / "voice.wav", noise[:RATE, 0], RATE)
     soundfile.write(folder / "silent.wav", 0 * noise, RATE)
@@ -63,7 +65,7 @@ def recordings(tmp_path_factory):
 def test_what_is_extracted_is_written_drawn_and_told(model, recordings, tmp_path):
     paths = recordings / "meeting.wav", recordings / "voice.wav"
     output = tmp_path / "out.wav"
-    match, figure, caption = extract_and_draw(model, *paths, output)
+    match, figure, caption = extract_and_draw(model, paths[:1], paths[1], output)
     estimate, rate = soundfile.read(output)
     assert rate == RATE
     assert estimate == pytest.approx(model.extract_file(*paths).numpy(), abs=1e-4)
@@ -75,11 +77,22 @@ def test_what_is_extracted_is_written_drawn_and_told(model, recordings, tmp_path
     assert caption.startswith("The model works up to 4 kHz: above, the recording")
 
 
+def test_several_recordings_are_extracted_together(model, recordings, tmp_path):
+    paths = [recordings / "meeting.wav", recordings / "later.wav"]
+    voice, output = recordings / "voice.wav", tmp_path / "out.wav"
+    told, *_ = extract_and_draw(model, paths, voice, output)
+    estimate, _ = soundfile.read(output)
+    assert estimate == pytest.approx(model.extract_file(paths, voice).numpy(), abs=1e-4)
+    match, found = told.split("\n\n")
+    assert match.startswith("Match: 93 %")
+    assert found.startswith(f"{recordings}/later.wav: begins at +0.250 s")
+
+
 def test_only_the_start_is_drawn(model, recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(recording_tab, "LONGEST_DRAWN", 1.0)
     output = tmp_path / "out.wav"
     paths = recordings / "meeting.wav", recordings / "voice.wav"
-    _, figure, caption = extract_and_draw(model, *paths, output)
+    _, figure, caption = extract_and_draw(model, paths[:1], paths[1], output)
     assert soundfile.info(output).duration == 2
     assert figure.axes[1].get_xlim() == (0, 1)
     assert "Only the first 1 s are drawn." in caption
@@ -88,7 +101,7 @@ def test_only_the_start_is_drawn(model, recordings, tmp_path, monkeypatch):
 def test_speech_beyond_full_scale_is_kept_and_told(model, recordings, tmp_path):
     output = tmp_path / "out.wav"
     paths = recordings / "loud.wav", recordings / "voice.wav"
-    _, _, caption = extract_and_draw(model, *paths, output)
+    _, _, caption = extract_and_draw(model, paths[:1], paths[1], output)
     peak = np.abs(soundfile.read(output)[0]).max()
     assert peak > 1
     assert f"exceeds full scale by {20 * np.log10(peak):.1f} dB" in caption
@@ -96,7 +109,8 @@ def test_speech_beyond_full_scale_is_kept_and_told(model, recordings, tmp_path):
 
 def test_a_silent_mixture_is_no_match_and_drawn_dark(model, recordings, tmp_path):
     paths = recordings / "silent.wav", recordings / "voice.wav"
-    match, figure, _ = extract_and_draw(model, *paths, tmp_path / "out.wav")
+    output = tmp_path / "out.wav"
+    match, figure, _ = extract_and_draw(model, paths[:1], paths[1], output)
     assert match.startswith("Match: 0 % - low")
     for axes in figure.axes[:2]:
         (image,) = axes.images
@@ -219,6 +233,31 @@ def test_extraction_in_the_browser(address, browser, model, recordings):
     # Data and blob URLs have no host.
     assert {urlsplit(url).hostname for url in requests} - {None} == {"127.0.0.1"}
     tab.close()
+
+
+def test_several_recordings_in_the_browser(address, browser, recordings):
+    tab = browser.new_page()
+    tab.set_default_timeout(LONGEST)
+    tab.goto(address)
+    give(tab, MIXTURE, recordings / "meeting.wav")
+    others = block(tab, OTHERS).locator("input[type=file]")
+    others.set_input_files([recordings / "later.wav"])
+    give(tab, VOICE, recordings / "voice.wav")
+    extract(tab)
+    found = tab.get_by_text("later.wav: begins at +0.250 s")
+    found.wait_for()
+    assert "uploads" not in found.inner_text()
+    tab.close()
+
+
+def test_a_model_that_cannot_lend_takes_one_recording(browser):
+    with serve_page(TargetSpeechExtraction.from_hparams("small-8k"), "small-8k") as at:
+        tab = browser.new_page()
+        tab.set_default_timeout(LONGEST)
+        tab.goto(at)
+        tab.get_by_text(MORE).wait_for()
+        assert not tab.get_by_text(OTHERS).is_visible()
+        tab.close()
 
 
 def test_errors_are_told_in_the_browser_and_it_goes_on(address, browser, recordings):

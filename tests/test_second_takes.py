@@ -9,9 +9,9 @@ from tiny_model import build, export
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.evaluation import second_takes
+from speechbrain_peer.evaluation import second_recordings, second_takes
 from speechbrain_peer.evaluation.second_takes import ALONE, LENDING, draw_takes
-from speechbrain_peer.evaluation.trials import TooFewSpeakers, read_trials
+from speechbrain_peer.evaluation.trials import TooFewSpeakers, Trial, read_trials
 from speechbrain_peer.peer_learning.exchange import (
     PeerLearning,
     extract,
@@ -137,3 +137,75 @@ def test_the_command(model, prepared, tmp_path, capsys):
         assert oracle >= ways["one take alone"]["si_sdri"]
     text = (tmp_path / "out/second_takes.md").read_text()
     assert text in capsys.readouterr().out
+
+
+def made_trials(n_speakers=5):
+    """Noise of each speaker, one mixture of neighbours for each."""
+    rng = np.random.default_rng(0)
+    speech = rng.standard_normal((n_speakers, 3, RATE // 2)).astype(np.float32)
+    return [
+        Trial(
+            id=f"item{k}",
+            speakers=(f"s{k}", f"s{(k + 1) % n_speakers}"),
+            target=speech[k, 0],
+            interferers=(speech[(k + 1) % n_speakers, 1],),
+            noise=np.zeros(RATE // 2, np.float32),
+            enrollment=speech[k, 2],
+        )
+        for k in range(n_speakers)
+    ]
+
+
+def test_second_recordings_are_what_they_are_called():
+    trials = made_trials()
+    trial, takes = next(draw_takes(trials, 4))
+    made = second_recordings.record(trial, takes, RATE)
+    target, own, other = trial.target, trial.interferers[0], takes[1] - trial.target
+
+    def rest(name, k):
+        mixtures, targets = made[name]
+        return mixtures[k] - targets[k]
+
+    def close(signal, expected):
+        np.testing.assert_allclose(signal, expected, atol=1e-5)
+
+    for name, (mixtures, targets) in made.items():
+        assert mixtures.dtype == targets.dtype == np.float32
+        close(targets[0], target)
+        if "louder" not in name:
+            close(mixtures[0], trial.mixture)
+    close(rest("another interferer, 6 dB lower", 1), 10**-0.3 * other)
+    close(rest("the same interferer, 10 dB lower", 1), 10**-0.5 * own)
+    close(rest("the same interferer, 10 dB louder", 0), 10**-0.5 * own)
+    close(rest("the same interferer, 10 dB louder", 1), own)
+    close(rest("the same interferer, 5 ms later", 1)[40:], own[:-40])
+    moved = "target 0.25 ms later, interferer 5 ms"
+    close(made[moved][1][1][2:], target[:-2])
+    close(rest(moved, 1)[40:], own[:-40])
+    assert len(made["another interferer in each of 3 more"][0]) == 4
+
+
+def test_second_recordings_are_scored_in_all_ways(model, tmp_path):
+    result = second_recordings.evaluate(model, made_trials())
+    assert len(result["items"]) == 5 * len(result["recordings"])
+    assert len(result["recordings"]) == 8
+    same = {
+        ways["first alone"][0]
+        for second, ways in result["recordings"].items()
+        if "louder" not in second
+    }
+    assert max(same) - min(same) < 1e-6  # of one first recording
+    for row in result["items"]:
+        assert row["best alone (oracle)"] >= row["first alone"]
+    table = second_recordings.markdown(result)
+    assert table.count("±") == 1 + 5 * 8
+    plain = TargetSpeechExtraction.from_hparams("small-8k")
+    with pytest.raises(ValueError, match="trained without peer learning"):
+        second_recordings.evaluate(plain, made_trials())
+
+
+def test_the_command_needs_enough_speakers(prepared, tmp_path, capsys):
+    export(tmp_path / "model")
+    test = prepared.manifests["test"]
+    assert main(["evaluate", str(tmp_path / "model"), test, "--second-recording"]) == 1
+    assert "4 takes of mixture" in capsys.readouterr().err

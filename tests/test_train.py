@@ -99,6 +99,7 @@ PARAMETERS = {
     "demo": 560_870,
     "live_16k": 1_261_845,
     "own_data": 2_472_876,
+    "peers_8k": 1_364_972,
     "sdpccn": 6_849_072,
     "sepformer_pl": 27_359_890,
     "small_8k": 1_282_636,
@@ -262,7 +263,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             "small_8k",
             {"mixing": "{speeds: [90, 110]}", "peers": "drawn", "n_peers": 3},
         ),
-        *((row, {"mixing": "{items_per_epoch: 6}"}) for row in ROWS_16K),
+        *((row, {"mixing": "{items_per_epoch: 6}"}) for row in (*ROWS_16K, "peers_8k")),
         (
             "bsrnn_pl",
             {

@@ -14,6 +14,7 @@ EXAMPLES = [
     "tse evaluate small-8k prepared/manifests/wav8k_min_first/test.json",
     "tse evaluate my-model test.json --judge resemblyzer",
     "tse evaluate results/td_speakerbeam_pl/1234/model test.json --second-take",
+    "tse evaluate results/peers/1234/model dev.json --second-recording",
     "tse evaluate results/peers/1234/model test.json --microphones phones -o tables",
     "tse evaluate small-8k test.json --asr speechbrain/asr-crdnn-rnnlm-librispeech "
     "--librispeech_folder LibriSpeech",
@@ -30,7 +31,7 @@ def add_arguments(parser):
         "--output",
         type=folder_to_fill,
         help="folder for evaluation.md and evaluation.json (or second_takes.*, "
-        "microphones.* or words.*)",
+        "second_recordings.*, microphones.* or words.*)",
     )
     instead = parser.add_mutually_exclusive_group().add_argument
     instead(
@@ -38,6 +39,12 @@ def add_arguments(parser):
         action="store_true",
         help="instead: what further mixtures of the same target are worth, averaged or "
         "lent (peer learning)",
+    )
+    instead(
+        "--second-recording",
+        action="store_true",
+        help="instead: what a second recording of the same target is worth that is "
+        "better or worse than the first, in what `tse extract --together` does",
     )
     instead(
         "--microphones",
@@ -67,6 +74,7 @@ def run(options):
     from speechbrain_peer.evaluation import (
         conditions,
         microphones,
+        second_recordings,
         second_takes,
         words,
     )
@@ -85,6 +93,9 @@ def run(options):
     elif options.asr:
         kind = words
         result = kind.evaluate(model, trials, *_recogniser(options, trials))
+    elif options.second_recording:
+        kind = second_recordings
+        result = kind.evaluate(model, trials)
     elif options.second_take:
         kind = second_takes
         result = kind.evaluate(model, trials)
@@ -94,7 +105,7 @@ def run(options):
     text = kind.markdown(result)
     print(text)
     if options.output:
-        by_item = options.microphones or options.asr
+        by_item = isinstance(result.get("items"), list)
         items = result.pop("items") if by_item else None
         write_tables(options.output, kind.NAME, text, result, items)
     return 0

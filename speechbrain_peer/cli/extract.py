@@ -137,7 +137,8 @@ def run(options):
         if jobs[0].mixture is None:  # alone, and its rate has to be known
             jobs = [jobs[0]._replace(mixture=_standard_input())]
         recordings = [x for job in jobs for x in (job.mixture, *job.others)]
-        choose_model(options, lowest_rate(recordings))
+        together = options.together or options.channels == "peers"
+        choose_model(options, lowest_rate(recordings), together=together)
     model, judge = load_interface(options), load_judge(options)
     scorer = _scorer(options, model, judge)
     if judge is not None:

@@ -59,23 +59,29 @@ def table_of(models):
     Example
     -------
     >>> from speechbrain_peer.packaging.catalogue import Bundled
-    >>> print(table_of([Bundled("small-8k", 8000, False, 2.61, "8.57")]))
-    name      rate (Hz)  causal  weights (MB)  SI-SDRi (dB)
-    small-8k       8000      no           2.6          8.57
+    >>> print(table_of([Bundled("small-8k", 8000, False, False, 2.61, "8.57")]))
+    name      rate (Hz)  causal  together  weights (MB)  SI-SDRi (dB)
+    small-8k       8000      no        no           2.6          8.57
     <BLANKLINE>
+    causal: for live streams; together: for several recordings of one moment.
     SI-SDRi: on the test set that the model's card tells of (tse info NAME).
     """
     width = max(map(len, ["name", *(model.name for model in models)]))
-    lines = [f"{'name':{width}}  rate (Hz)  causal  weights (MB)  SI-SDRi (dB)"]
+    head = "rate (Hz)  causal  together  weights (MB)  SI-SDRi (dB)"
+    lines = [f"{'name':{width}}  {head}"]
     for model in models:
-        causal = "yes" if model.causal else "no"
+        causal, together = (
+            "yes" if can else "no" for can in (model.causal, model.lends)
+        )
         lines.append(
             f"{model.name:{width}}  {model.sample_rate:>9}  {causal:>6}  "
-            f"{model.megabytes:>12.1f}  {model.si_sdri:>12}"
+            f"{together:>8}  {model.megabytes:>12.1f}  {model.si_sdri:>12}"
         )
-    lines.append(
-        "\nSI-SDRi: on the test set that the model's card tells of (tse info NAME)."
-    )
+    lines += [
+        "",
+        "causal: for live streams; together: for several recordings of one moment.",
+        "SI-SDRi: on the test set that the model's card tells of (tse info NAME).",
+    ]
     return "\n".join(lines)
 
 

@@ -221,7 +221,7 @@ def add_model_options(add):
     add_trust(add)
 
 
-def choose_model(options, rate=None, live=False):
+def choose_model(options, rate=None, live=False, together=False):
     """Chooses a model of the package where none is given, and tells which.
 
     Arguments
@@ -232,12 +232,14 @@ def choose_model(options, rate=None, live=False):
         Of the recording, in Hz; None if any may come.
     live : bool
         Whether it is for streams.
+    together : bool
+        Whether there are several recordings of one moment.
     """
     if options.model is not None:
         return
     from speechbrain_peer.packaging.catalogue import choose_bundled
 
-    chosen = choose_bundled(rate, live)
+    chosen = choose_bundled(rate, live, together)
     options.model = chosen.name
     print(
         f"tse: model {chosen.name}, {chosen.sample_rate} Hz (--model chooses another)",

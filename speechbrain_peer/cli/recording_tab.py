@@ -11,6 +11,7 @@ from speechbrain_peer.cli.page_files import without_folders
 from speechbrain_peer.evaluation.figures import extraction_figure
 from speechbrain_peer.inference.presence import present_share
 from speechbrain_peer.inference.recordings import BLOCK, read_start, resample_blocks
+from speechbrain_peer.peer_learning.predictors import can_lend
 
 LONGEST_DRAWN = 60.0
 """Seconds of a recording that are drawn: of more, nothing could be seen."""
@@ -34,8 +35,9 @@ def build_recording_tab(gradio, shown, model, folder):
         Where to keep an example.
     """
 
-    def extract(mixture, voice, more, request: gradio.Request):
+    def extract(mixture, others, voice, more, request: gradio.Request):
         voices = [path for path in (voice, *(more or ())) if path is not None]
+        others = others or ()
         try:
             if mixture is None:
                 raise ValueError("The recording of several talkers is missing")
@@ -44,42 +46,49 @@ def build_recording_tab(gradio, shown, model, folder):
             # Beside the upload, where gradio serves files.
             output_folder = tempfile.mkdtemp(dir=Path(mixture).parent)
             output = Path(output_folder, f"{Path(mixture).stem}_extracted.wav")
-            told = extract_and_draw(model, mixture, voices, output)
+            told, *drawn = extract_and_draw(model, [mixture, *others], voices, output)
             shown.show(request.session_hash, "extracted", [output])
-            return output, *told
+            return output, without_folders(told, *others), *drawn
         except (ValueError, OSError) as error:
-            message = without_folders(str(error), mixture, *voices)
+            message = without_folders(str(error), mixture, *others, *voices)
             # It stays until it is read.
             raise gradio.Error(message, duration=None, print_exception=False) from error
 
-    def show_given(mixture, voice, more, request: gradio.Request):
-        paths = (mixture, voice, *(more or ()))
+    def show_given(mixture, others, voice, more, request: gradio.Request):
+        paths = (mixture, voice, *(others or ()), *(more or ()))
         shown.show(request.session_hash, "given", filter(None, paths))
 
     def audio(label):
         return gradio.Audio(label=label, type="filepath", buttons=["download"])
 
+    def files(label, visible=True):
+        return gradio.File(
+            label=label,
+            file_count="multiple",
+            file_types=["audio"],
+            height=120,
+            visible=visible,
+        )
+
+    lends = can_lend(model.mods)
     gradio.Markdown(_INTRODUCTION)
     with gradio.Row():
-        mixture = audio("Recording of several talkers")
+        with gradio.Column():
+            mixture = audio("Recording of several talkers")
+            others = files("More recordings of the same moment (optional)", lends)
         with gradio.Column():
             voice = audio("Voice of one of them, alone")
-            more = gradio.File(
-                label="More recordings of this voice (optional)",
-                file_count="multiple",
-                file_types=["audio"],
-                height=120,
-            )
-    inputs = [mixture, voice, more]
+            more = files("More recordings of this voice (optional)")
+    inputs = [mixture, others, voice, more]
     with gradio.Row():
         button = gradio.Button("Extract", variant="primary")
         try:
-            example = make_example(folder)
+            example = make_example(folder, again=lends)
         except (ImportError, RuntimeError):
             pass  # eSpeak NG is an optional extra
         else:
             # Made voices are hard for a network that has heard people only.
-            gradio.Button("Take the example (two made voices)").click(
+            gradio.Button("Take the example (made voices)").click(
                 lambda: (*example, None), None, inputs, show_progress="hidden"
             )
     outputs = [
@@ -93,15 +102,15 @@ def build_recording_tab(gradio, shown, model, folder):
         component.change(show_given, inputs, None, show_progress="hidden")
 
 
-def extract_and_draw(model, mixture_path, voice_paths, output_path):
+def extract_and_draw(model, mixture_paths, voice_paths, output_path):
     """Extracts, and tells in words and in a picture what came out.
 
     Arguments
     ---------
     model : speechbrain_peer.inference.interface.TargetSpeechExtraction
         What extracts.
-    mixture_path : str or pathlib.Path
-        Recording of several talkers.
+    mixture_paths : list of (str or pathlib.Path)
+        Recording of several talkers, and others of the same moment.
     voice_paths : str, pathlib.Path or list of these
         One of them alone.
     output_path : str or pathlib.Path
@@ -110,7 +119,8 @@ def extract_and_draw(model, mixture_path, voice_paths, output_path):
     Returns
     -------
     told : str
-        What the match score says, and for how long the voice was there.
+        What the match score says, for how long the voice was there, and where the
+        other recordings lie in time.
     figure : matplotlib.figure.Figure
         Spectrograms of mixture and estimate.
     caption : str
@@ -121,18 +131,20 @@ def extract_and_draw(model, mixture_path, voice_paths, output_path):
     ValueError, OSError
         As `TargetSpeechExtraction.extract_file`.
     """
-    _, match, *presence = model.extract_file(
-        mixture_path,
+    _, match, *presence, alignment = model.extract_file(
+        mixture_paths,
         voice_paths,
         output_path=output_path,
         return_match=True,
         return_presence=model.tells_presence,
+        return_alignment=True,
     )
     threshold = model.mods.match_scorer.threshold if model.tells_match else None
     told = [describe_match(match, threshold), *map(describe_presence, presence)]
+    told += map(str, alignment)
     most = model.hparams.sample_rate
     (mixture, drawn_rate, rate), (estimate, *_) = (
-        _start(path, most) for path in (mixture_path, output_path)
+        _start(path, most) for path in (mixture_paths[0], output_path)
     )
     figure = extraction_figure(mixture, estimate, drawn_rate)
     return "\n\n".join(told), figure, _caption(output_path, drawn_rate, rate)

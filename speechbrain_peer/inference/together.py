@@ -59,7 +59,7 @@ class Alignment(NamedTuple):
     def __str__(self):
         delay = "talker not heard in both"
         if np.isfinite(self.delay):
-            delay = f"talker {self.delay:+.2f} ms"
+            delay = f"talker {round(self.delay, 2) + 0.0:+.2f} ms"  # no -0.00
         return (
             f"{self.name}: begins at {self.offset:+.3f} s, {delay}, "
             f"clock {self.drift:+.1f} ppm"

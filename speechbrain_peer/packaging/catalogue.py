@@ -16,6 +16,8 @@ class Bundled(NamedTuple):
     """In Hz."""
     causal: bool
     """Whether it can extract from live streams."""
+    lends: bool
+    """Whether several recordings can lend to each other."""
     megabytes: float
     """Of its weights."""
     si_sdri: str
@@ -38,10 +40,11 @@ def list_bundled():
     return [_describe(name) for name in loading.bundled_models()]
 
 
-def choose_bundled(rate=None, live=False):
+def choose_bundled(rate=None, live=False, together=False):
     """Chooses the model that fits a recording.
 
-    Of those that look ahead, or for live use of those that do not, it is the one with
+    Of those that look ahead, or for live use of those that do not, and of those for
+    single recordings, or for several of those that let them lend, it is the one with
     the highest rate that is not above the recording's: what it does not have, a model
     of a higher rate would miss. Where all are above, it is the lowest. Of several of
     one rate it is the largest.
@@ -52,6 +55,8 @@ def choose_bundled(rate=None, live=False):
         Of the recording in Hz; None if any may come: the highest.
     live : bool
         Whether it is for streams.
+    together : bool
+        Whether there are several recordings of one moment.
 
     Returns
     -------
@@ -65,6 +70,7 @@ def choose_bundled(rate=None, live=False):
     models = list_bundled()
     # Where none is of the wanted kind, whoever loads another tells what it cannot do.
     models = [model for model in models if model.causal == live] or models
+    models = [model for model in models if model.lends == together] or models
     fitting = [model for model in models if rate is None or model.sample_rate <= rate]
     if fitting:
         return max(fitting, key=lambda model: (model.sample_rate, model.megabytes))
@@ -78,6 +84,7 @@ def _describe(name):
         name,
         hparams["sample_rate"],
         bool(hparams["separator"].get("causal", False)),
+        bool(hparams["mask_head"].get("lends", False)),
         (folder / loading.WEIGHTS_FILE).stat().st_size / 1e6,
         _figure(read_text(card)) if card.exists() else "-",
     )

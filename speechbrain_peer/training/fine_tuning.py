@@ -300,6 +300,7 @@ def _settings_that_differ(trained, modules):
         if name in theirs and not _is_peer_learning(f"{name}.")
         for key, value in vars(module).items()
         if not key.startswith("_")
+        and key != "training"  # a mode, not a setting
         and isinstance(value, (bool, int, float, str, tuple))
         and value != getattr(theirs[name], key, None)
     ]
