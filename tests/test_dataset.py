@@ -250,7 +250,7 @@ def test_what_is_short_stays_short_and_the_batch_knows(make_set):
 @pytest.mark.parametrize("peers", ["listed", "drawn"])
 def test_an_easier_peer_has_quieter_interferers_and_nothing_else(make_set, peers):
     usual = epoch_items(*make_set(peers=peers), epoch=2)
-    easier = epoch_items(*make_set(peers=peers, easier_peer=10), epoch=2)
+    easier = epoch_items(*make_set(peers=peers, peer_interferer="quieter"), epoch=2)
     for name, item in usual.items():
         target = item["target_sig"]
         interferer = item["peer_sig"] - target

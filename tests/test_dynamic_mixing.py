@@ -54,10 +54,9 @@ def make_drawn(table):
     """Makes a set of drawn items of the tones."""
 
     def make(seed=1, table=table, peers="drawn", n_peers=2, interferer="any", **mixing):
-        easier_peer = mixing.pop("easier_peer", 0.0)
         settings = Mixing(**{"items_per_epoch": 24, **mixing})
         made = (table, CHUNK_SECONDS, RATE, seed, settings)
-        return drawn_set(*made, peers, n_peers, interferer, easier_peer=easier_peer)
+        return drawn_set(*made, peers, n_peers, interferer)
 
     return make
 
@@ -325,13 +324,13 @@ def test_peers_may_have_the_same_interferers_in_other_utterances(make_drawn):
 
 def test_an_easier_peer_has_quieter_interferers_and_nothing_else(make_drawn):
     usual, easier = (
-        make_drawn(n_peers=3, n_interferers=[1], easier_peer=quieter)[1]
-        for quieter in (0, 10)
+        make_drawn(n_peers=3, n_interferers=[1], interferer=interferer)[1]
+        for interferer in ("any", "quieter")
     )
     for k in range(8):
         mixtures, targets, *others = usual.read(f"item_{k}")
         quieter, same_targets, *same_others = easier.read(f"item_{k}")
-        factors = torch.tensor([1.0, 10**-0.5, 1.0])
+        factors = torch.tensor([1.0, 10**-0.5, 10**-0.5])
         torch.testing.assert_close(
             quieter - targets, factors * (mixtures - targets), rtol=0, atol=1e-6
         )

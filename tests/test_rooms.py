@@ -52,7 +52,15 @@ def test_imports_go_down(room):
 OF_THE_ROW = {
     *("experiment", "mixtures", "mixing", "peers", "exchange", "peer_learning", "loss"),
     *("sample_rate", "enrolling", "level", "averaged_steps"),
-    *("n_epochs", "batch_size", "valid_batch_size", "chunk_seconds", "lr", "precision"),
+    *(
+        "n_epochs",
+        "decay_after",
+        "batch_size",
+        "valid_batch_size",
+        "chunk_seconds",
+        "lr",
+        "precision",
+    ),
     *("num_workers", "n_scoring_processes", "n_examples", "lr_scheduler"),
     *("epoch_counter", "modules", "recoverables"),
 }

@@ -235,7 +235,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             "td_speakerbeam_pl_best",
             {
                 "exchange": "itself",
-                "easier_peer": 10,
+                "peer_interferer": "quieter",
                 "loss": "{imitation_weight: 1.0}",
                 "precision": "bf16",
             },

@@ -204,7 +204,7 @@ def make_datasets(hparams, prepared):
     rate = hparams["sample_rate"]
     manifest = prepared.manifests[hparams["train_subset"]]
     cut = (hparams["chunk_seconds"], rate, hparams["seed"])
-    names = "peers", "n_peers", "peer_interferer", "enrolling", "easier_peer"
+    names = "peers", "n_peers", "peer_interferer", "enrolling"
     settings = {key: hparams[key] for key in names}
     if hparams["mixtures"] == "drawn":
         if hparams["mixing"].absent and hparams["level"] == "mixture":

@@ -35,7 +35,6 @@ def training_set(
     peer_interferer="any",
     listed_peers=None,
     enrolling=None,
-    easier_peer=0.0,
     voices=None,
 ):
     """Makes a training set of listed mixtures.
@@ -58,14 +57,11 @@ def training_set(
     n_peers : int
         How many branches an item with peers has.
     peer_interferer : str
-        `any`, `same` or `confusable`, for drawn peers.
+        `any`, `same`, `quieter` or `confusable`.
     listed_peers : str, Path or None
         The file of listed peers.
     enrolling : Enrolling or None
         How items are enrolled.
-    easier_peer : float
-        By how many dB the interferers of the second peer, if it has its own, are
-        quieter.
     voices : SpeakerVoices or None
         Of all speakers, for confusable interferers.
 
@@ -100,7 +96,6 @@ def training_set(
         peer_interferer,
         listed,
         enrolling,
-        easier_peer,
         voices,
     )
     return _dataset(rows, items), items
@@ -116,7 +111,6 @@ def drawn_set(
     n_peers=2,
     peer_interferer="any",
     enrolling=None,
-    easier_peer=0.0,
 ):
     """Makes a training set of mixtures that are drawn anew in every epoch.
 
@@ -141,9 +135,6 @@ def drawn_set(
         `any` or `same`, for drawn peers.
     enrolling : Enrolling or None
         How items are enrolled.
-    easier_peer : float
-        By how many dB the interferers of the second peer, if it has its own, are
-        quieter.
 
     Returns
     -------
@@ -171,7 +162,6 @@ def drawn_set(
         peers,
         peer_interferer,
         enrolling,
-        easier_peer,
     )
     items = DrawnItems(drawer, seed)
     count = mixing.items_per_epoch or max(1, sum(map(len, pool.tables)) // 2)

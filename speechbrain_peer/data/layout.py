@@ -26,7 +26,7 @@ CHOICES = {
     "targets": ("first", "both"),
     "condition": tuple(MIXTURES),
     "peers": ("off", "listed", "drawn", "microphones"),
-    "peer_interferer": ("any", "same", "confusable"),
+    "peer_interferer": ("any", "same", "quieter", "confusable"),
     "mixtures": ("listed", "drawn"),
     "detector": ("energy", "silero"),
     "on_error": ("stop", "skip"),

@@ -10,6 +10,20 @@ import numpy as np
 
 from speechbrain_peer.utils.files import DataError
 
+QUIETER = 10.0
+"""dB by which the interferers of easier peers are below those of the first."""
+
+
+def gain_of_peers(peer_interferer):
+    """What the interferers of further peers are multiplied by.
+
+    Example
+    -------
+    >>> gain_of_peers("any"), round(gain_of_peers("quieter"), 3)
+    (1.0, 0.316)
+    """
+    return 10 ** (-QUIETER / 20) if peer_interferer == "quieter" else 1.0
+
 
 def item_rng(seed, epoch, item_id):
     """Makes the random generator of one item in one epoch.
@@ -116,8 +130,9 @@ class SourcePool:
             How many peers there are, the first included.
         peer_interferer : str
             "any": sources of speakers that are not in the row, nor in another peer;
-            "same": another utterance of each interferer's speaker; "confusable": as
-            "any", of the nearest voices to the target's; see `SpeakerVoices.nearest`.
+            "same": another utterance of each interferer's speaker; "quieter": as "any",
+            and the caller makes them quieter by `QUIETER`; "confusable": as "any", of
+            the nearest voices to the target's; see `SpeakerVoices.nearest`.
 
         Yields
         ------

@@ -122,8 +122,9 @@ def prepare_librimix(
     n_peers : int
         How many mixtures a training item has, if it has peers.
     peer_interferer : str
-        "any" (another speaker), "same" (another utterance of the same speaker), or
-        "confusable" (a speaker of a similar voice; not for listed peers).
+        "any" (another speaker), "same" (another utterance of the same speaker),
+        "quieter" (another speaker, 10 dB below the first interferer), or "confusable"
+        (a speaker of a similar voice; not for listed peers).
     mixtures : str
         "listed", or "drawn": training mixtures are drawn while training. Training
         subsets then get a table of their utterances instead of a manifest: those of

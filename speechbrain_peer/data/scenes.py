@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from speechbrain_peer.data.enrolling import Enrolling
+from speechbrain_peer.data.peers import gain_of_peers
 from speechbrain_peer.data.speech_table import Utterance
 from speechbrain_peer.data.surroundings import Noise, Place, Surroundings
 from speechbrain_peer.utils.files import DataError
@@ -75,9 +76,6 @@ class SceneDrawer:
         `any`: other speakers in every branch; `same`: other utterances of the same.
     enrolling : Enrolling or None
         How scenes are enrolled.
-    easier_peer : float
-        By how many dB the interferers of the second branch, if it has its own, are
-        quieter.
 
     Raises
     ------
@@ -95,13 +93,12 @@ class SceneDrawer:
         peers="drawn",
         peer_interferer="any",
         enrolling=None,
-        easier_peer=0.0,
     ):
         self.pool, self.mixing = pool, mixing
         self.enrolling = enrolling or Enrolling()
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
         self.branches, self.peer_interferer = branches, peer_interferer
-        self.easier_gain = 10 ** (-easier_peer / 20)
+        self.gain = gain_of_peers(peer_interferer)
         self.microphones = peers == "microphones"
         self.surroundings = Surroundings(
             mixing, sample_rate, "train", microphones=self.microphones
@@ -111,7 +108,7 @@ class SceneDrawer:
     def _check(self):
         others = max(self.mixing.n_interferers)
         self.surroundings.check(1 + others)
-        if self.peer_interferer == "any" and not self.microphones:
+        if self.peer_interferer != "same" and not self.microphones:
             others *= self.branches
         needed = 1 + others + (self.mixing.absent > 0)
         if self.pool.n_speakers < needed:
@@ -159,14 +156,14 @@ class SceneDrawer:
         enrollment = self._cut_enrollment(enrollment, speed, rng)
         # What is drawn from here on depends on the number of branches.
         while len(interferers) < self.branches and not self.microphones:
-            if self.peer_interferer == "any":
+            if self.peer_interferer != "same":
                 others = self.pool.draw_others(count, present, rng)
                 utterances = [utterance for utterance, _ in others]
             else:
                 utterances = [self.pool.draw_again(*one, rng) for one in drawn]
-            gain = self.easier_gain if len(interferers) == 1 else 1.0
             talks = map(cut, utterances)
-            interferers.append(tuple(t._replace(gain=gain * t.gain) for t in talks))
+            talks = (talk._replace(gain=self.gain * talk.gain) for talk in talks)
+            interferers.append(tuple(talks))
         return Scene(
             samples,
             target,

@@ -6,7 +6,7 @@ Mixtures, target and a random enrollment.
 import torch
 
 from speechbrain_peer.data.enrolling import Enrolling
-from speechbrain_peer.data.peers import SourcePool, item_rng
+from speechbrain_peer.data.peers import SourcePool, gain_of_peers, item_rng
 from speechbrain_peer.utils.audio import read_audio
 
 
@@ -64,14 +64,12 @@ class TrainingItems(EpochItems):
     n_peers : int
         Branches of an item: the listed mixture, and others with its target.
     peer_interferer : str
-        `any`, `same` or `confusable`, for drawn peers.
+        `any`, `same`, `quieter` or `confusable`; see `SourcePool.draw_peers`.
     listed_peers : dict or None
         For each item the interferers of each further peer; None draws them anew in
         every epoch.
     enrolling : Enrolling or None
         How items are enrolled.
-    easier_peer : float
-        By how many dB the interferers of the second peer are quieter.
     voices : SpeakerVoices or None
         Of all speakers, for `peer_interferer: confusable`.
     """
@@ -86,7 +84,6 @@ class TrainingItems(EpochItems):
         peer_interferer="any",
         listed_peers=None,
         enrolling=None,
-        easier_peer=0.0,
         voices=None,
     ):
         super().__init__(seed, enrolling)
@@ -94,8 +91,7 @@ class TrainingItems(EpochItems):
         self.chunk_samples, self.sample_rate = chunk_samples, sample_rate
         self.n_peers = n_peers
         self.peer_interferer, self.listed_peers = peer_interferer, listed_peers
-        # Of each further peer's interferers.
-        self.gains = [10 ** (-easier_peer / 20), *[1.0] * (n_peers - 2)]
+        self.gain = gain_of_peers(peer_interferer)
         self.pool = SourcePool(rows, voices)
         self.mixtures = {
             source["path"]: row["mixture"]
@@ -140,9 +136,8 @@ class TrainingItems(EpochItems):
         enrolled = self._draw_enrollment(row["target"], rng)
         coin = int(rng.integers(self.n_peers))
         mixtures = [mixture]
-        peers = self._draw_peers(item_id, rng)
-        for interferers, gain in zip(peers, self.gains, strict=False):
-            mixtures.append(self._mix(shared, interferers, gain, start, rng))
+        for interferers in self._draw_peers(item_id, rng):
+            mixtures.append(self._mix(shared, interferers, start, rng))
         targets = target[:, None].expand(-1, self.n_peers)
         speaker = self.speaker_indices[row["target"]["speaker"]]
         enrollment, enrollment_mixture = self._enroll(item_id, *enrolled)
@@ -181,7 +176,7 @@ class TrainingItems(EpochItems):
             self.rows[item_id], rng, self.n_peers, self.peer_interferer
         )
 
-    def _mix(self, shared, interferers, gain, start, rng):
+    def _mix(self, shared, interferers, start, rng):
         """A peer, of what all peers share (target and noise) and its interferers."""
         mixture = shared.clone()
         if self.listed_peers is None:
@@ -196,7 +191,7 @@ class TrainingItems(EpochItems):
             starts = [min(start, max(0, end)) for end in ends]
         for interferer, first in zip(interferers, starts, strict=True):
             speech = self._read_speech(interferer, first)[: len(mixture)]
-            mixture[: len(speech)] += gain * speech
+            mixture[: len(speech)] += self.gain * speech
         return mixture
 
     def _draw_start(self, source, samples, rng):

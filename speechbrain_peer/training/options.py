@@ -112,8 +112,7 @@ OPTIONS = {
     "mixtures": Option(str, choices=("listed", "drawn")),
     "peers": Option(str, choices=("off", "listed", "drawn", "microphones")),
     "n_peers": Option(int, least=2),
-    "peer_interferer": Option(str, choices=("any", "same", "confusable")),
-    "easier_peer": Option(float, least=0),
+    "peer_interferer": Option(str, choices=("any", "same", "quieter", "confusable")),
     "exchange": Option(str, choices=EXCHANGES),
     "level": Option(str, choices=LEVELS),
     "exchange_epochs": Option(int, least=0, optional=True),
@@ -343,15 +342,14 @@ def _like(name, own):
 
 def _check_peers(settings):
     """Refuses what only some kinds of peers have."""
-    peers = settings.get("peers")
-    if settings.get("easier_peer") and peers not in ("listed", "drawn"):
+    peers, kind = settings.get("peers"), settings.get("peer_interferer")
+    if kind == "quieter" and peers not in ("listed", "drawn"):
         raise DataError(
-            f"easier_peer: with --peers {peers} no peer has interferers of its own: "
-            "give --peers drawn"
+            f"peer_interferer: with --peers {peers} no peer has interferers of its "
+            "own: give --peers drawn"
         )
-    kinds = settings.get("mixtures"), peers
-    confusable = settings.get("peer_interferer") == "confusable"
-    if confusable and kinds != ("listed", "drawn"):
+    mixtures = settings.get("mixtures")
+    if kind == "confusable" and (mixtures, peers) != ("listed", "drawn"):
         raise DataError(
             "peer_interferer: confusable ones are drawn for listed mixtures: give "
             "--mixtures listed --peers drawn"
