@@ -56,7 +56,7 @@ static inline float prelu(float x, float slope) { return x > 0 ? x : slope * x; 
   const int64_t frames = k->frames, channels = k->channels;                     \
   const float slope1 = k->slope1, slope2 = k->slope2;                           \
   const float *restrict in_bias = k->in_bias;                                   \
-  (void)slope1, (void)slope2, (void)in_bias;                                    \
+  (void)channels, (void)slope1, (void)slope2, (void)in_bias;                    \
   const int64_t per_item = (frames + CHUNK - 1) / CHUNK;                        \
   _Pragma("omp parallel for schedule(static)") for (int64_t chunk = 0;          \
                                                     chunk < k->batch * per_item; \
@@ -226,7 +226,7 @@ void convolve_backward(const block *k, const real *dv, const float *offsets,
                     *restrict p2 = p1 + channels, *restrict all = p2 + channels,
                     *restrict unread = all + channels;
     memset(p0, 0, 7 * channels * sizeof *p0);
-    float folded[4 * channels], row_of_dc[channels], slope = 0;
+    float folded[4 * channels], row_of_dc[channels], sum = 0;
     int read = -1;
     EACH_ROW {
       ROWS_OF_A;
@@ -235,15 +235,15 @@ void convolve_backward(const block *k, const real *dv, const float *offsets,
       real *restrict out = dc + start, *restrict values = v + start;
       const float offset = offsets[row], factor = factors[row];
       float *restrict summed = read == ALL ? all : memset(row_of_dc, 0, sizeof row_of_dc);
-#pragma omp simd reduction(+ : slope)
+#pragma omp simd reduction(+ : sum)
       for (int64_t h = 0; h < channels; ++h) {
         CONVOLVED;
-        const float value = prelu(c, slope2);
-        const float sum = load(grads[h]) + offset + factor * value;
-        const float grad = c > 0 ? sum : slope2 * sum;
+        const float slope = c > 0 ? 1 : slope2, value = slope * c;
+        const float dvalue = load(grads[h]) + offset + factor * value;
+        const float grad = slope * dvalue;
         values[h] = store(value);
         out[h] = store(grad);
-        slope += c > 0 ? 0 : sum * c;
+        sum += dvalue * (c < 0 ? c : 0);
         p0[h] += grad * n0, p1[h] += grad * n1, p2[h] += grad * n2;
         summed[h] += grad;
       }
@@ -254,7 +254,7 @@ void convolve_backward(const block *k, const real *dv, const float *offsets,
           unread[tap * channels + h] += read >> tap & 1 ? 0 : summed[h];
       }
     }
-    slopes[chunk] = slope;
+    slopes[chunk] = sum;
   }
 }
 
@@ -314,9 +314,10 @@ void input_backward(const block *k, const real *dc, const float *offsets,
 #pragma omp simd reduction(+ : sum)
       for (int64_t h = 0; h < channels; ++h) {
         const float x = load(a[h]) + in_bias[h];
-        const float du = scale * NORMED_GRAD + offset + factor * prelu(x, slope1);
-        const float grad = x > 0 ? du : slope1 * du;
-        sum += x > 0 ? 0 : du * x;
+        const float slope = x > 0 ? 1 : slope1;
+        const float du = scale * NORMED_GRAD + offset + factor * (slope * x);
+        const float grad = slope * du;
+        sum += du * (x < 0 ? x : 0);
         s[h] += grad;
         out[h] = store(grad);
       }
