@@ -337,7 +337,7 @@ class _FastConvBlock(torch.autograd.Function):
         gamma1_grad, beta1_grad = (of_taps.sum(1) * p.taps).sum(1)
         gamma1_beta1 = torch.stack((p.gamma1, p.beta1))[:, None]
         tap_grads = (of_taps.sum(1) * gamma1_beta1).sum(0)
-        if norm.past is None:  # an item's sums do
+        if norm.past is None:  # statistics of whole items take whole sums
             statistics1 = mean, rstd = [values[:, :1] for values in statistics1]
             product, grad = (of_taps * p.taps * p.gamma1).sum((2, 3))[..., None]
             frame_sums = torch.stack((grad, product / rstd + mean * grad), dim=-1)
