@@ -29,8 +29,8 @@ PASSES = (
     "A block's passes, counted in conv_block.py: forward, one over the first product "
     "for its moments; one over it and to the second product's input; one over that "
     "product and to residual and skip; two sums of two. Backward, two over the second "
-    "product and one over both gradients; four, two and three of hidden channels; one "
-    "sum of gradients. What is outside of blocks, a twentieth, is not counted."
+    "product and one over both gradients; four and three of hidden channels; one sum "
+    "of gradients. What is outside of blocks, a twentieth, is not counted."
 )
 
 
@@ -73,13 +73,13 @@ def pass_bytes(sizes, item_size):
     -------
     >>> from benchmark.sizes import FULL
     >>> pass_bytes(FULL, item_size=4)
-    (11264, 23040)
+    (11264, 18944)
     """
     hidden, z = sizes.hidden_channels * item_size, 2 * sizes.channels * item_size
     x, outputs = 4 * sizes.channels, 8 * sizes.channels
     rounded = 0 if item_size == 4 else x + sizes.channels * item_size
     forward = hidden + 2 * hidden + (z + outputs) + 3 * outputs
-    backward = (2 * z + outputs) + (4 + 2 + 3) * hidden + 3 * x
+    backward = (2 * z + outputs) + (4 + 3) * hidden + 3 * x
     return forward + rounded, backward + rounded
 
 

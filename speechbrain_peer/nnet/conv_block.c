@@ -55,11 +55,8 @@ static inline float prelu(float x, float slope) { return x > 0 ? x : slope * x; 
 #define EACH_CHUNK                                                              \
   const int64_t frames = k->frames, channels = k->channels;                     \
   const float slope1 = k->slope1, slope2 = k->slope2;                           \
-  const float *restrict w0 = k->taps, *restrict w1 = w0 + channels,             \
-              *restrict w2 = w1 + channels, *restrict bias = k->tap_bias,       \
-              *restrict in_bias = k->in_bias, *restrict gamma = k->gamma,       \
-              *restrict beta = k->beta;                                         \
-  (void)slope1, (void)slope2, (void)w2, (void)bias, (void)gamma, (void)beta;    \
+  const float *restrict in_bias = k->in_bias;                                   \
+  (void)channels, (void)slope1, (void)slope2, (void)in_bias;                    \
   const int64_t per_item = (frames + CHUNK - 1) / CHUNK;                        \
   _Pragma("omp parallel for schedule(static)") for (int64_t chunk = 0;          \
                                                     chunk < k->batch * per_item; \
@@ -78,6 +75,28 @@ static inline int64_t row_at(const block *k, int64_t item, int64_t t, int64_t of
   return item * k->frames + (*inside ? there : t);
 }
 
+#define ALL 7 /* taps */
+
+/* The first norm's factor and offset made part of the convolution: three rows of taps,
+ * and one of what is added where `read` has a bit for every tap that reads a true frame. */
+static void fold(const block *k, int read, float *restrict folded) {
+  const int64_t channels = k->channels;
+  for (int64_t h = 0; h < channels; ++h) {
+    float weight = 0;
+    for (int tap = 0; tap < 3; ++tap) {
+      const float w = k->taps[tap * channels + h];
+      folded[tap * channels + h] = w * k->gamma[h];
+      weight += read >> tap & 1 ? w : 0;
+    }
+    folded[3 * channels + h] = weight * k->beta[h] + k->tap_bias[h];
+  }
+}
+
+#define FOLDED                                                                  \
+  const float *restrict w0 = folded, *restrict w1 = w0 + channels,              \
+              *restrict w2 = w1 + channels, *restrict added = w2 + channels;    \
+  (void)added
+
 /* The row of a that a tap reads, its mask, and the factors of n = u r + s. */
 #define ROW_OF_A(tap)                                                           \
   float m##tap;                                                                 \
@@ -88,13 +107,19 @@ static inline int64_t row_at(const block *k, int64_t item, int64_t t, int64_t of
   const float r##tap = m##tap * k->rstd[at##tap];                               \
   const float s##tap = -k->mean[at##tap] * r##tap
 
-#define ROWS_OF_A ROW_OF_A(0); ROW_OF_A(1); ROW_OF_A(2)
+/* Few rows are near an end, so that what the taps read seldom changes. */
+#define ROWS_OF_A                                                               \
+  ROW_OF_A(0); ROW_OF_A(1); ROW_OF_A(2);                                        \
+  const int reads = (m0 > 0) | (m1 > 0) << 1 | (m2 > 0) << 2;                   \
+  if (reads != read) fold(k, read = reads, folded);                             \
+  FOLDED
 
 /* The depthwise convolution, c, of row t at channel h. */
-#define NORMED(tap) (prelu(load(a##tap[h]) + in_bias[h], slope1) * r##tap + s##tap)
+#define NORMED(tap)                                                             \
+  const float n##tap = prelu(load(a##tap[h]) + in_bias[h], slope1) * r##tap + s##tap
 #define CONVOLVED                                                               \
-  ((NORMED(0) * w0[h] + NORMED(1) * w1[h] + NORMED(2) * w2[h]) * gamma[h] +     \
-   (m0 * w0[h] + m1 * w1[h] + m2 * w2[h]) * beta[h] + bias[h])
+  NORMED(0); NORMED(1); NORMED(2);                                              \
+  const float c = n0 * w0[h] + n1 * w1[h] + n2 * w2[h] + added[h]
 
 /* Sums over channels of u and of its square: sums (batch, frames, 2). */
 void moments(const block *k, float *sums) {
@@ -116,6 +141,8 @@ void moments(const block *k, float *sums) {
 /* v, and its sums as above. */
 void convolve(const block *k, real *v, float *sums) {
   EACH_CHUNK {
+    float folded[4 * channels];
+    int read = -1;
     EACH_ROW {
       ROWS_OF_A;
       const int64_t row = item * frames + t;
@@ -123,7 +150,8 @@ void convolve(const block *k, real *v, float *sums) {
       float sum = 0, power = 0;
 #pragma omp simd reduction(+ : sum, power)
       for (int64_t h = 0; h < channels; ++h) {
-        const float value = prelu(CONVOLVED, slope2);
+        CONVOLVED;
+        const float value = prelu(c, slope2);
         out[h] = store(value);
         sum += value, power += value * value;
       }
@@ -188,25 +216,42 @@ void stream(const block *k, double eps, double *totals1, double *totals2, float 
 
 /* dc from the gradient dv of the product behind v, to which the norm's statistics add
  * offsets + factors v (batch, frames), and v once more; slopes (chunks): gradient of
- * slope2. */
+ * slope2. Sums over rows (chunks, 7, channels): of dc n for the three taps, of dc, and of
+ * dc where each of the taps reads no true frame. */
 void convolve_backward(const block *k, const real *dv, const float *offsets,
-                       const float *factors, real *dc, real *v, float *slopes) {
+                       const float *factors, real *dc, real *v, float *slopes,
+                       float *sums) {
   EACH_CHUNK {
-    float sum = 0;
+    float *restrict p0 = sums + chunk * 7 * channels, *restrict p1 = p0 + channels,
+                    *restrict p2 = p1 + channels, *restrict all = p2 + channels,
+                    *restrict unread = all + channels;
+    memset(p0, 0, 7 * channels * sizeof *p0);
+    float folded[4 * channels], row_of_dc[channels], sum = 0;
+    int read = -1;
     EACH_ROW {
       ROWS_OF_A;
       const int64_t row = item * frames + t, start = row * channels;
       const real *restrict grads = dv + start;
       real *restrict out = dc + start, *restrict values = v + start;
       const float offset = offsets[row], factor = factors[row];
+      float *restrict summed = read == ALL ? all : memset(row_of_dc, 0, sizeof row_of_dc);
 #pragma omp simd reduction(+ : sum)
       for (int64_t h = 0; h < channels; ++h) {
-        const float c = CONVOLVED;
-        const float value = prelu(c, slope2);
-        const float grad = load(grads[h]) + offset + factor * value;
+        CONVOLVED;
+        const float slope = c > 0 ? 1 : slope2, value = slope * c;
+        const float dvalue = load(grads[h]) + offset + factor * value;
+        const float grad = slope * dvalue;
         values[h] = store(value);
-        out[h] = store(c > 0 ? grad : slope2 * grad);
-        sum += c > 0 ? 0 : grad * c;
+        out[h] = store(grad);
+        sum += dvalue * (c < 0 ? c : 0);
+        p0[h] += grad * n0, p1[h] += grad * n1, p2[h] += grad * n2;
+        summed[h] += grad;
+      }
+      if (read == ALL) continue;
+      for (int64_t h = 0; h < channels; ++h) {
+        all[h] += summed[h];
+        for (int tap = 0; tap < 3; ++tap)
+          unread[tap * channels + h] += read >> tap & 1 ? 0 : summed[h];
       }
     }
     slopes[chunk] = sum;
@@ -224,39 +269,28 @@ void convolve_backward(const block *k, const real *dv, const float *offsets,
   ROW_OF_DC(0); ROW_OF_DC(1); ROW_OF_DC(2);                                     \
   const int64_t row = item * frames + t;                                        \
   const real *restrict a = k->a + row * channels;                               \
-  const float mask = k->mask[row], scale = mask * k->rstd[row]
+  const float mask = k->mask[row]
 
-#define GRADS_OF_TAPS                                                           \
-  const float g0 = inside0 * load(dc0[h]), g1 = inside1 * load(dc1[h]),         \
-              g2 = inside2 * load(dc2[h]);                                      \
-  const float dy = g0 * w0[h] + g1 * w1[h] + g2 * w2[h]
+/* dn of true frames, the gradient of n, of row t at channel h. */
+#define NORMED_GRAD                                                             \
+  (inside0 * load(dc0[h]) * w0[h] + inside1 * load(dc1[h]) * w1[h] +            \
+   inside2 * load(dc2[h]) * w2[h])
 
-/* Sums over rows of dn n, dy, dc y of the three taps, and dc: (chunks, 6, channels);
- * over channels of dn and dn u: row_sums (batch, frames, 2). dn is dy gamma. */
-void parameter_sums(const block *k, const real *dc, float *sums, float *row_sums) {
+/* Sums over channels of dn and dn u: sums (batch, frames, 2). */
+void normed_grads(const block *k, const real *dc, float *sums) {
   EACH_CHUNK {
-    float *restrict s = sums + chunk * 6 * channels;
-    memset(s, 0, 6 * channels * sizeof *s);
+    float folded[4 * channels];
+    fold(k, ALL, folded);
+    FOLDED;
     EACH_ROW {
       ROWS_OF_DC;
-      const real *restrict own = dc + row * channels;
-      const float shift = -k->mean[row] * scale;
       float sum = 0, product = 0;
 #pragma omp simd reduction(+ : sum, product)
       for (int64_t h = 0; h < channels; ++h) {
-        const float u = prelu(load(a[h]) + in_bias[h], slope1);
-        const float n = u * scale + shift, y = n * gamma[h] + mask * beta[h];
-        GRADS_OF_TAPS;
-        const float masked = mask * dy, dn = masked * gamma[h];
-        sum += dn, product += dn * u;
-        s[h] += masked * n;
-        s[channels + h] += masked;
-        s[2 * channels + h] += g0 * y;
-        s[3 * channels + h] += g1 * y;
-        s[4 * channels + h] += g2 * y;
-        s[5 * channels + h] += load(own[h]);
+        const float dn = mask * NORMED_GRAD;
+        sum += dn, product += dn * prelu(load(a[h]) + in_bias[h], slope1);
       }
-      row_sums[2 * row] = sum, row_sums[2 * row + 1] = product;
+      sums[2 * row] = sum, sums[2 * row + 1] = product;
     }
   }
 }
@@ -269,18 +303,21 @@ void input_backward(const block *k, const real *dc, const float *offsets,
   EACH_CHUNK {
     float *restrict s = sums + chunk * channels;
     memset(s, 0, channels * sizeof *s);
-    float sum = 0;
+    float folded[4 * channels], sum = 0;
+    fold(k, ALL, folded);
+    FOLDED;
     EACH_ROW {
       ROWS_OF_DC;
+      const float scale = mask * k->rstd[row];
       const float offset = offsets[row], factor = factors[row];
       real *restrict out = da + row * channels;
 #pragma omp simd reduction(+ : sum)
       for (int64_t h = 0; h < channels; ++h) {
         const float x = load(a[h]) + in_bias[h];
-        GRADS_OF_TAPS;
-        const float du = scale * dy * gamma[h] + offset + factor * prelu(x, slope1);
-        const float grad = x > 0 ? du : slope1 * du;
-        sum += x > 0 ? 0 : du * x;
+        const float slope = x > 0 ? 1 : slope1;
+        const float du = scale * NORMED_GRAD + offset + factor * (slope * x);
+        const float grad = slope * du;
+        sum += du * (x < 0 ? x : 0);
         s[h] += grad;
         out[h] = store(grad);
       }

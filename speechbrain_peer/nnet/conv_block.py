@@ -322,8 +322,8 @@ class _FastConvBlock(torch.autograd.Function):
         bias_grad, mean_shifts = sums.sum((0, 1))
         statistics_grad = norm.input_grad(frame_sums, *statistics2)
         dc, v, slopes = torch.empty_like(a), torch.empty_like(a), kernels.slots()
-        dv = linear(dz, weight.T)
-        kernels("convolve_backward", dv, *statistics_grad, dc, v, slopes)
+        dv, sums = linear(dz, weight.T), kernels.slots(7, channels)
+        kernels("convolve_backward", dv, *statistics_grad, dc, v, slopes, sums)
         slope2_grad = slopes.sum().view(1)
         normed_grad = weight_grad(dz, v).float() - mean_shifts[:, None]
         out_weight_grad = torch.outer(bias_grad, p.beta2) + normed_grad * p.gamma2
@@ -331,9 +331,18 @@ class _FastConvBlock(torch.autograd.Function):
         beta2_grad = bias_grad @ p.out_weight
 
         # Depthwise convolution and first norm
-        sums = kernels.slots(6, channels)
-        kernels("parameter_sums", dc, sums, frame_sums)
-        gamma1_grad, beta1_grad, *tap_grads, tap_bias_grad = sums.sum((0, 1))
+        products, total, unread = sums.sum(1).split((3, 1, 3), dim=1)
+        # Of dc n and of dc, both where a tap reads a true frame: (2, batch, 3, H)
+        of_taps = torch.stack((products, total - unread))
+        gamma1_grad, beta1_grad = (of_taps.sum(1) * p.taps).sum(1)
+        gamma1_beta1 = torch.stack((p.gamma1, p.beta1))[:, None]
+        tap_grads = (of_taps.sum(1) * gamma1_beta1).sum(0)
+        if norm.past is None:  # statistics of whole items take whole sums
+            statistics1 = mean, rstd = [values[:, :1] for values in statistics1]
+            product, grad = (of_taps * p.taps * p.gamma1).sum((2, 3))[..., None]
+            frame_sums = torch.stack((grad, product / rstd + mean * grad), dim=-1)
+        else:
+            kernels("normed_grads", dc, frame_sums)
         statistics_grad = norm.input_grad(frame_sums, *statistics1)
         da, sums = v, kernels.slots(channels)  # v has done its duty
         kernels("input_backward", dc, *statistics_grad, da, sums, slopes)
@@ -345,8 +354,8 @@ class _FastConvBlock(torch.autograd.Function):
             slope1_grad,
             gamma1_grad,
             beta1_grad,
-            torch.stack(tap_grads),
-            tap_bias_grad,
+            tap_grads,
+            total.sum((0, 1)),
             slope2_grad,
             gamma2_grad,
             beta2_grad,
