@@ -47,7 +47,7 @@ def test_the_command_needs_no_model(tmp_path, capsys):
     assert main(["extract", files[0], "-e", files[1], "-o", files[2]]) == 0
     printed = capsys.readouterr()
     assert re.fullmatch(r".*out\.wav\t[01]\.\d\d\n", printed.out)
-    assert "below 0.50 the person may be absent" in printed.err
+    assert "below 0.27 the person may be absent" in printed.err
     assert main(["info", NAME]) == 0
     assert "CC BY 4.0" in capsys.readouterr().out
 
@@ -85,6 +85,21 @@ def test_a_training_starts_from_it_as_its_description_shows(capsys):
         options[options.index("--start_from") + 1],
         hparams["sample_rate"],
     )
+
+
+def test_of_several_recordings_the_command_needs_no_model_either(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    shared, voice = 0.1 * rng.standard_normal((2, 16000))
+    files = [str(tmp_path / f"{name}.wav") for name in ("one", "two", "voice", "out")]
+    for path in files[:2]:
+        soundfile.write(path, shared + 0.05 * rng.standard_normal(16000), 8000)
+    soundfile.write(files[2], voice, 8000)
+    command = ["extract", *files[:2], "--together", "-e", files[2], "-o", files[3]]
+    assert main(command) == 0
+    told = capsys.readouterr().err
+    assert "model peers-8k, 8000 Hz" in told
+    assert f"{files[1]}: begins at +0.000 s" in told
+    assert soundfile.info(files[3]).frames == 16000
 
 
 def test_it_extracts_from_real_speech(mini_librimix, tmp_path):
