@@ -111,8 +111,14 @@ def test_the_readme_extracts(tmp_path, monkeypatch):
     exec(code, {})
     in_python, _ = soundfile.read("anna_only.wav")
     Path("anna_only.wav").unlink()
-    (line,) = (x for x in blocks(README, "bash") if x.startswith("tse extract meeting"))
+    (lines,) = (x for x in blocks(README, "bash") if x.startswith("tse extract"))
+    one, several = (shlex.split(line)[1:] for line in lines.splitlines())
     # As Python does; the command takes bf16 where the processor has it.
-    assert main([*shlex.split(line)[1:], "--precision", "fp32"]) == 0
+    assert main([*one, "--precision", "fp32"]) == 0
     in_the_shell, _ = soundfile.read("anna_only.wav")
     np.testing.assert_array_equal(in_the_shell, in_python)
+    Path("anna_only.wav").unlink()
+    for name, voice in zip(("german.wav", "french.wav"), noise, strict=True):
+        soundfile.write(name, noise.sum(0) + voice, 8000)
+    assert main(several) == 0
+    assert soundfile.info("anna_only.wav").frames == 8000
