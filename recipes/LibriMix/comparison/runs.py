@@ -17,8 +17,10 @@ METRICS_FILE = "metrics.json"
 BACKBONES = {
     "speechbrain_peer.models.dpccn": "sDPCCN",
     "speechbrain_peer.models.td_speakerbeam": "TD-SpeakerBeam",
+    "speechbrain_peer.models.td_speakerbeam_map": "TD-SpeakerBeam with a map",
     "speechbrain_peer.models.spex_plus": "SpEx+",
     "speechbrain_peer.models.sepformer": "SepFormer",
+    "speechbrain_peer.models.bsrnn": "BSRNN",
 }
 _WITH_OPTIONS = {"loss": PeerLoss, "peer_learning": PeerLearning}
 _MEANS = ("si_sdr", "si_sdri", "pesq", "stoi")
