@@ -149,9 +149,9 @@ class OfFiles:
         Arguments
         ---------
         mixture_path : str, pathlib.Path, Recording or list of these
-            The mixture. Several recordings of one moment, such as those of several
-            phones, lend to each other and give one estimate, on the first one's time
-            line: see `inference.together`.
+            The mixture. Several recordings of one moment, such as one talk under the
+            voices of interpreters, lend to each other and give one estimate, on the
+            first one's time line: see `inference.together`.
         enrollment_paths : str, pathlib.Path or list of these, optional
             Speech of the talker, of which the first 25 s are used; channels are
             averaged. Of several files vectors are averaged, frames joined.
