@@ -78,7 +78,7 @@ def hear(trial, rooms, seed=0):
 
 
 @torch.inference_mode()
-def extract_all_ways(model, mixtures, enrollment):
+def extract_all_ways(model, mixtures, enrollment, counts=None):
     """Extracts from the microphones of a room, in every way.
 
     Arguments
@@ -88,36 +88,47 @@ def extract_all_ways(model, mixtures, enrollment):
         (microphones, time).
     enrollment : np.ndarray
         (time,).
+    counts : iterable of int or None
+        How many microphones to take together; None: from two on to all.
 
     Returns
     -------
     alone : np.ndarray
         An estimate for each microphone, (microphones, time).
     together : dict
-        One estimate for each number of microphones from 2 on and each way, (time,), by
+        One estimate for each number of microphones and each way, (time,), by
         (number, way).
     """
-    rate = model.hparams.sample_rate
     embedding = model.encode_speaker(torch.from_numpy(enrollment)[None])
     alone = [model.extract_batch(x[None], embeddings=embedding)[0] for x in mixtures]
     alone = torch.stack(alone).cpu().numpy()
     estimates = {}
-    for count in range(2, len(mixtures) + 1):
+    for count in range(2, len(mixtures) + 1) if counts is None else counts:
         chunk = mixtures[:count]
-        lending = ChunksTogether(
-            model.mods, embedding, rate, [(-math.inf, math.inf)] * count
-        )
-        delays = lending.find_delays(alone[:count])
-        estimates[count, MEAN] = line_up(alone[:count], delays).mean(axis=0)
-        estimates[count, MVDR] = beamform(chunk, alone[:count], rate)
-        if can_lend(model.mods):
-            moved = torch.from_numpy(line_up(chunk, delays)).to(model.device)
-            lent = extract_together(model.mods, moved[:, None], embedding)[0]
-            by_quality = torch.from_numpy(lending.lend(chunk.T, delays).T).to(moved)
-            for way, estimate in ((LENT, lent.float()), (PEERS, by_quality)):
-                leveled = set_level(estimate, moved[:1], level=model.level)
-                estimates[count, way] = leveled[0].cpu().numpy()
+        found = _extract_together(model, chunk, alone[:count], embedding)
+        estimates |= {(count, way): estimate for way, estimate in found.items()}
     return alone, estimates
+
+
+def _extract_together(model, mixtures, alone, embedding):
+    """One estimate of all microphones in each way, (time,), by the way."""
+    rate, count = model.hparams.sample_rate, len(mixtures)
+    lending = ChunksTogether(
+        model.mods, embedding, rate, [(-math.inf, math.inf)] * count
+    )
+    delays = lending.find_delays(alone)
+    estimates = {
+        MEAN: line_up(alone, delays).mean(axis=0),
+        MVDR: beamform(mixtures, alone, rate),
+    }
+    if can_lend(model.mods):
+        moved = torch.from_numpy(line_up(mixtures, delays)).to(model.device)
+        lent = extract_together(model.mods, moved[:, None], embedding)[0]
+        by_quality = torch.from_numpy(lending.lend(mixtures.T, delays).T).to(moved)
+        for way, estimate in ((LENT, lent.float()), (PEERS, by_quality)):
+            leveled = set_level(estimate, moved[:1], level=model.level)
+            estimates[way] = leveled[0].cpu().numpy()
+    return estimates
 
 
 def beamform(mixtures, estimates, sample_rate):

@@ -138,13 +138,13 @@ def markdown(result):
 
 def _score(model, mixtures, targets, enrollment):
     """Improvements over the first mixture, by the names of the table."""
-    alone, together = extract_all_ways(model, mixtures, enrollment)
+    count = len(mixtures)
+    alone, together = extract_all_ways(model, mixtures, enrollment, [count])
     before = si_sdr(mixtures[0], targets[0])
     qualities = [si_sdr(*pair) - before for pair in zip(alone, targets, strict=True)]
     found = {ALONE: qualities[0], BEST: max(qualities)}
-    for (count, way), estimate in together.items():
-        if count == len(mixtures):
-            found[way] = si_sdr(estimate, targets[0]) - before
+    for (_, way), estimate in together.items():
+        found[way] = si_sdr(estimate, targets[0]) - before
     return {name: found[way] for way, name in WAYS.items()}
 
 
