@@ -9,13 +9,14 @@ import struct
 import subprocess
 import tempfile
 import threading
+import time
 
 import numpy as np
 import pytest
 import soundfile
 from tiny_model import export
 
-from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.cli.__main__ import _ended_in_order, main
 from speechbrain_peer.cli.extract import match_legend
 from speechbrain_peer.inference import estimates
 from speechbrain_peer.inference.match import MatchScorer
@@ -338,6 +339,31 @@ def test_an_end_from_outside_leaves_no_file(
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == (["tse: interrupted"] if code == 130 else [])
+
+
+@pytest.mark.usefixtures("heeded")
+@pytest.mark.parametrize(
+    ("number", "error"), [(2, KeyboardInterrupt), (15, SystemExit), (1, SystemExit)]
+)
+def test_a_signal_waits_for_the_end_of_a_callback(number, error):
+    """Where libsndfile has called Python, the error would be lost."""
+    seen = []
+
+    class File(io.BytesIO):
+        def write(self, data):
+            if not seen:
+                os.kill(os.getpid(), number)
+                seen.append(number)
+            return super().write(data)
+
+    file = File()
+    with pytest.raises(error), _ended_in_order():
+        soundfile.write(file, np.ones(8000), 8000, format="WAV")
+        seen.append("written")
+        time.sleep(60)
+    assert seen == [number, "written"]
+    file.seek(0)
+    assert len(soundfile.read(file)[0]) == 8000
 
 
 def test_a_closed_pipe_is_told(model, here, capfd, monkeypatch):

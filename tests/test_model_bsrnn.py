@@ -378,6 +378,21 @@ def test_without_predictors_the_head_has_no_c():
     assert head(noise(1, 3, 8, 6), None, noise(1, 3, 33, 2)).shape == (1, 3, 33, 2)
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+def test_without_instructions_for_bf16_lstms_stay_in_fp32(kernels, monkeypatch):
+    """As on CPUs with AVX2 alone, where oneDNN has no such LSTM."""
+    if not kernels:
+        monkeypatch.setenv("TSE_NO_KERNELS", "1")
+    monkeypatch.setattr(f"{Lstm.__module__}.multiplies_bf16_vectors", lambda: False)
+    layer, x = Lstm(5, 7, both_ways=True), noise(2, 9, 3, 5).requires_grad_()
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    y.sum().backward()
+    assert x.grad.any()
+
+
 def test_bf16_extracts_nearly_the_same():
     modules, pair = tiny(), (noise(2, 2000), noise(2, 2000, seed=1))
     exact = extract_from(modules, *pair)

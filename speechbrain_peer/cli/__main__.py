@@ -6,6 +6,7 @@ Modules of commands import PyTorch and the like when they run: help comes at onc
 import argparse
 import signal
 import sys
+import threading
 from contextlib import contextmanager
 
 from speechbrain_peer import __version__
@@ -42,6 +43,8 @@ COMMANDS = {
 }
 
 INTERRUPTED = 130  # what shells make of Ctrl+C
+AGAIN_SECONDS = 0.01
+"""After so many a signal that came too early comes again."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,11 +81,11 @@ def build_parser():
 @contextmanager
 def _ended_in_order():
     """Lets signals that end a process end it as an error does: temporary files go."""
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):
+    before, usual = {}, (signal.SIG_DFL, signal.default_int_handler)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         # `nohup` has it ignored, and Windows has no SIGHUP.
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+        if number is not None and signal.getsignal(number) in usual:
             before[number] = signal.signal(number, _end)
     try:
         yield
@@ -92,7 +95,31 @@ def _ended_in_order():
 
 
 def _end(number, frame):
-    sys.exit(128 + number)
+    """Ends the command, but not in the midst of what libsndfile calls.
+
+    An error raised there is printed and lost, and the file is taken for a broken one.
+    """
+    if _is_in_callback(frame):
+        threading.Timer(AGAIN_SECONDS, _send, (number,)).start()
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        sys.exit(128 + number)
+
+
+def _send(number):
+    if hasattr(signal, "pthread_kill"):  # wakes the main thread up, too
+        signal.pthread_kill(threading.main_thread().ident, number)
+    else:  # on Windows
+        signal.raise_signal(number)
+
+
+def _is_in_callback(frame):
+    while frame is not None:
+        if frame.f_code.co_name.startswith("vio_"):  # soundfile's
+            return True
+        frame = frame.f_back
+    return False
 
 
 @_ended_in_order()

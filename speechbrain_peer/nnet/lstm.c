@@ -80,6 +80,15 @@ static inline void keep(kept_value *to, vec x) { *(vec *)to = x; }
 static inline vec kept_vec(const kept_value *from) { return *(const vec *)from; }
 #endif
 
+/* In a register: gcc would load it again for each of the few rows of AVX2's products. */
+static inline vec loaded(const vec *from) {
+  vec x = *from;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  __asm__("" : "+x"(x));
+#endif
+  return x;
+}
+
 typedef struct {
   const real *x;
   const float *mask; /* (outer, steps), may be missing */
@@ -88,6 +97,13 @@ typedef struct {
 
 const int64_t chunk_rows = BLOCK, lanes = LANES, tile = TILE, pair = PAIR;
 
+/* By masks: compilers would take a loop over the lanes apart. NaN stays NaN. */
+static inline vec between(vec x, float low, float high) {
+  const ivec below = x < low, above = x > high, as_it_is = ~(below | above);
+  const vec lows = (vec){0} + low, highs = (vec){0} + high;
+  return (vec)((below & (ivec)lows) | (above & (ivec)highs) | (as_it_is & (ivec)x));
+}
+
 /* 2^x, at most 2^BOUND, so that one more than it has a reciprocal. */
 #define BOUND 60.0f
 static inline vec power_of_two(vec x) {
@@ -95,10 +111,7 @@ static inline vec power_of_two(vec x) {
   x = (vec)_mm512_min_ps(_mm512_set1_ps(BOUND), (__m512)x); /* NaN stays NaN */
   const vec whole = (vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 #else
-  for (int l = 0; l < LANES; ++l) {
-    x[l] = x[l] > BOUND ? BOUND : x[l];
-    x[l] = x[l] < -BOUND ? -BOUND : x[l];
-  }
+  x = between(x, -BOUND, BOUND);
   /* Cut off above zero, it is rounded: sums may be reordered, so no large shift is. */
   const ivec n = __builtin_convertvector(x + (BOUND + 0.5f), ivec) - (int)BOUND;
   const vec whole = __builtin_convertvector(n, vec);
@@ -178,11 +191,10 @@ ALWAYS_INLINE void advance(const int rows, const word *restrict z, int64_t depth
     UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] = *(const vec *)(bias + g * LANES);
   }
   for (int64_t d = 0; d < depth; ++d) {
-    const vec *words = (const vec *)weight + 4 * d;
-    UNROLLED for (int r = 0; r < rows; ++r) {
-      const word value = z[r * depth + d];
-      UNROLLED for (int g = 0; g < 4; ++g) gates[r][g] =
-          add_products(gates[r][g], words[g], value);
+    UNROLLED for (int g = 0; g < 4; ++g) {
+      const vec words = loaded((const vec *)weight + 4 * d + g);
+      UNROLLED for (int r = 0; r < rows; ++r) gates[r][g] =
+          add_products(gates[r][g], words, z[r * depth + d]);
     }
   }
   activate(rows, gates, cells, memory, kept, units);
@@ -267,7 +279,9 @@ ALWAYS_INLINE void multiply(const word *restrict a, int64_t a_row, int64_t a_dep
         add ? *(vec *)(out + r * width + v * LANES) : (vec){0};
   }
   for (int64_t d = 0; d < depth; ++d) {
-    const vec *words = (const vec *)(b + d * b_depth);
+    vec words[VECTORS];
+    UNROLLED for (int v = 0; v < VECTORS; ++v) words[v] =
+        loaded((const vec *)(b + d * b_depth) + v);
     UNROLLED for (int r = 0; r < SOME; ++r) {
       const word value = a[r * a_row + d * a_depth];
       UNROLLED for (int v = 0; v < VECTORS; ++v) sums[r][v] =

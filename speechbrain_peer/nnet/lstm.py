@@ -4,8 +4,8 @@ PyTorch's LSTM writes all gates of all steps out, copies sequences into its own 
 and knows of no padding but by sorting. So on CPUs it is in C (lstm.c): a block of
 sequences goes through all steps while it is in the cache, from where it lies.
 Under autocast its products are of bf16 values, summed up in fp32, as are the cells;
-that takes AVX-512's instructions for bf16. Elsewhere, and without a C compiler, it is
-PyTorch's.
+without AVX-512's instructions for bf16 autocast makes no difference. On other devices,
+and without a C compiler, it is PyTorch's.
 """
 
 import ctypes
@@ -73,7 +73,8 @@ class Lstm(nn.Module):
         Returns
         -------
         torch.Tensor
-            (outer, steps, inner, directions * hidden_channels), bf16 under autocast.
+            (outer, steps, inner, directions * hidden_channels); under autocast bf16,
+            where the CPU multiplies it.
         """
         state = self.init_state(x.shape[0], x.shape[2])
         return run_lstm(x, mask, state, *self._weights(), self._packed)[0]
@@ -160,6 +161,11 @@ def run_lstm(x, mask, state, weight_ih, weight_hh, bias, packed=None):
         That of the first direction after the last step.
     """
     weights = (weight_ih, weight_hh, bias)
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # bf16 has nothing to gain there, and oneDNN has no such LSTM for AVX2 alone.
+        if not multiplies_bf16_vectors():
+            with torch.autocast("cpu", enabled=False):
+                return run_lstm(x.float(), mask, state, *weights, packed)
     dtype = _fast_dtype(x, weights)
     if dtype is not None:
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
@@ -253,8 +259,6 @@ def _fast_dtype(x, weights):
         return None
     if autocast:
         dtype = torch.get_autocast_dtype("cpu")
-        if dtype == torch.bfloat16 and not multiplies_bf16_vectors():
-            return None
     if x.dtype not in (torch.float32, dtype) or load_kernels("lstm", dtype) is None:
         return None
     return dtype
