@@ -220,8 +220,8 @@ def test_a_checkpoint_of_the_public_implementation(tse_reference, tmp_path):
     with torch.no_grad():
         ours = extract(modules, mixture, embed(modules, enrollment))
     torch.testing.assert_close(ours, estimate[:, 0], rtol=0, atol=1e-5)
-    with pytest.raises(DataError, match="is for 8000 Hz, training for 16000"):
-        start_from(modules, path, 16000)
+    with pytest.raises(DataError, match="is for 8000 Hz, training for 24000"):
+        start_from(modules, path, 24000)
 
 
 def test_weights_that_do_not_fit_are_named(trained):
@@ -261,8 +261,8 @@ def test_settings_that_no_weight_shows_are_logged(trained, caplog):
 
 def test_another_sample_rate_is_refused(trained):
     _, folder = trained()
-    with pytest.raises(DataError, match="is for 8000 Hz, training for 16000"):
-        start_from(build(), folder, 16000)
+    with pytest.raises(DataError, match="is for 8000 Hz, training for 24000"):
+        start_from(build(), folder, 24000)
 
 
 @pytest.mark.parametrize("name", ["no such/folder/here", "notes.txt", "empty"])

@@ -102,6 +102,7 @@ PARAMETERS = {
     "peers_8k": 1_364_972,
     "sdpccn": 6_849_072,
     "sepformer_pl": 27_359_890,
+    "small_16k": 1_313_516,
     "small_8k": 1_282_636,
     "spex_plus": 11_112_777 + 251 * 257,
     "spex_plus_pl": 12_751_940,
@@ -264,6 +265,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             {"mixing": "{speeds: [90, 110]}", "peers": "drawn", "n_peers": 3},
         ),
         *((row, {"mixing": "{items_per_epoch: 6}"}) for row in (*ROWS_16K, "peers_8k")),
+        ("small_16k", {"mixing": "{items_per_epoch: 6}", "start_from": "null"}),
         (
             "bsrnn_pl",
             {

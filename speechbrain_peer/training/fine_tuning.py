@@ -31,12 +31,16 @@ from speechbrain_peer.training.checkpoints import (
     listed,
     shape_of,
 )
+from speechbrain_peer.training.raised_rate import raise_rate
 from speechbrain_peer.utils.files import DataError
 
 logger = get_logger(__name__)
 
 # How the names of C's weights begin.
 COMBINATION = "mask_head.combine."
+
+OF_FILTERS = ("kernel_size", "stride", "in_features", "out_features")
+"""What differs where filters are of another rate."""
 
 LISTENED_TO = 16
 """At most so many items tell how loud a model's estimates are."""
@@ -57,7 +61,7 @@ def start_from(modules, path, sample_rate, trust=False):
         folder of a run, whose best checkpoint is taken, or a public checkpoint of
         TD-SpeakerBeam or SpEx+.
     sample_rate : int
-        Of the training, in Hz.
+        Of the training, in Hz: the trained model's, or twice that (`raised_rate`).
     trust : bool
         Builds whatever the trained model's YAML says. That runs any code it names.
 
@@ -69,9 +73,10 @@ def start_from(modules, path, sample_rate, trust=False):
     modules = nn.ModuleDict(modules)
     try:
         trained, rate = read_trained(path, modules, trust)
-        if rate not in (None, sample_rate):
+        raised = rate == sample_rate / 2
+        if not raised and rate not in (None, sample_rate):
             raise ValueError(f"{path}: is for {rate} Hz, training for {sample_rate} Hz")
-        new = _fill(modules, trained, path)
+        new = _fill(modules, trained, path, raised)
     # From reading, too: to a user of the script, a wrong path is no bug to trace.
     except (OSError, ValueError) as error:
         raise DataError(f"start_from: {error}") from error
@@ -81,7 +86,9 @@ def start_from(modules, path, sample_rate, trust=False):
         f"{', '.join(f'{stage} {loaded[stage]}' for stage in modules if loaded[stage])}"
         f"); new: {', '.join(new) or 'none'}"
     )
-    differences = _settings_that_differ(trained, modules)
+    if raised:
+        logger.info(f"{path}: is for {rate} Hz; its filters are made twice as long")
+    differences = _settings_that_differ(trained, modules, OF_FILTERS if raised else ())
     if differences:
         logger.warning(f"{path}: trained with other settings: {listed(differences)}")
 
@@ -201,10 +208,15 @@ def load_run(folder, trust=False):
     return stages, sample_rate
 
 
-def _fill(modules, trained, path):
+def _fill(modules, trained, path, raised):
     """Copies all weights, or raises; returns the names of those that are new."""
     ours, theirs = modules.state_dict(), trained.state_dict()
     _widen(theirs, ours)
+    if raised:
+        try:
+            raise_rate(theirs, ours, getattr(modules["encoder"], "stride", 1))
+        except ValueError as error:
+            raise ValueError(f"{path}: is for half the rate, and {error}") from error
     adds_peers = _has_predictors(ours) and not _has_predictors(theirs)
 
     def is_new(name):
@@ -291,7 +303,7 @@ def _start_blocks(first, second, combine, folded, kernel_size):
     c_map[:, :, :rank] = left[:, :, :rank] * scales[:, None, :rank]
 
 
-def _settings_that_differ(trained, modules):
+def _settings_that_differ(trained, modules, but):
     """Of layers that both have: plain attributes, some of which no weight shows."""
     theirs = dict(trained.named_modules())
     return [
@@ -300,7 +312,7 @@ def _settings_that_differ(trained, modules):
         if name in theirs and not _is_peer_learning(f"{name}.")
         for key, value in vars(module).items()
         if not key.startswith("_")
-        and key != "training"  # a mode, not a setting
+        and key not in ("training", *but)  # the first is a mode, not a setting
         and isinstance(value, (bool, int, float, str, tuple))
         and value != getattr(theirs[name], key, None)
     ]
