@@ -11,12 +11,14 @@ from recipes.LibriMix.comparison.systems import group_runs
 YAML = f"""{tiny_model.TRAINING_YAML}
 experiment: made
 peers: listed
+peer_interferer: any
 n_steps: 100
 n_epochs: 200
 lr: 0.001
 num_workers: 0
 loss: !new:speechbrain_peer.peer_learning.losses.PeerLoss
     predictor_weight: 1.0
+    mutual_weight: 0.0
 """
 
 

@@ -32,9 +32,9 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def write_scores(folder, seed, exchange, shift, last=""):
+def write_scores(folder, seed, exchange, shift, last="", **other):
     """A run whose scores differ by `shift`, in dB by target speaker."""
-    write_run(folder, seed=seed, exchange=exchange, peers="drawn")
+    write_run(folder, seed=seed, exchange=exchange, peers="drawn", **other)
     rows = ["ID,si_sdri"]
     for k, (target, other) in enumerate([("7", "8"), ("7", "9"), ("8", "9")]):
         name = f"{other}-1-{k}_{target}-2-{k}_s2"  # the target is the second source
@@ -74,6 +74,38 @@ def test_every_exchange_is_compared_with_those_that_lend_less(tmp_path):
     assert sorted(systems) == sorted(EXCHANGES)
     effects = [row.effect for row in differences(group)]
     assert effects == ["the method"] * 5 + ["lending"] * 4
+
+
+def test_what_a_run_adds_is_compared_if_it_is_one_thing(tmp_path):
+    shift, confusable = {"7": 0, "8": 0}, {"peer_interferer": "confusable"}
+    taught = {"loss": {"mutual_weight": 0.1}}
+    write_scores(tmp_path / "none", 1, "none", shift)
+    write_scores(tmp_path / "better", 1, "better", shift)
+    write_scores(tmp_path / "confusable", 1, "none", shift, **confusable)
+    write_scores(tmp_path / "both", 1, "better", shift, **confusable)
+    write_scores(tmp_path / "taught", 1, "none", shift, **taught)
+    write_scores(tmp_path / "two", 1, "none", shift, **taught, **confusable)
+    [group] = groups_below(tmp_path)
+    found = [(row.effect, *_names(row)) for row in differences(group)]
+    assert sorted(found) == [
+        ("mutual learning", "none confusable taught", "none confusable"),
+        ("mutual learning", "none taught", "none"),
+        ("the method", "better", "none"),
+        ("the method", "better confusable", "none confusable"),
+        ("the peers' interferers", "better confusable", "better"),
+        ("the peers' interferers", "none confusable", "none"),
+        ("the peers' interferers", "none confusable taught", "none taught"),
+    ]
+
+
+def _names(row):
+    """What makes the two systems of a difference, in a few words."""
+    words = {"exchange none": "none", "exchange better": "better"}
+    words |= {"interferer confusable": "confusable", "mutual_weight 0.1": "taught"}
+    return [
+        " ".join(word for part, word in words.items() if part in name)
+        for name in (row.system, row.control)
+    ]
 
 
 def test_an_item_where_one_output_is_silent_is_left_out_and_told(tmp_path):

@@ -17,6 +17,12 @@ from speechbrain_peer.utils.files import DataError
 
 CONTROLS = {"none": "the method", "itself": "lending"}
 """Exchanges to compare with, and what the difference is the effect of."""
+ADDITIONS = {
+    "peer_interferer": ("any", "the peers' interferers"),
+    "loss.mutual_weight": (0.0, "mutual learning"),
+    "loss.imitation_weight": (0.0, "imitation"),
+}
+"""Further settings: that of a control, and what another one is the effect of."""
 
 
 class Difference(NamedTuple):
@@ -58,11 +64,11 @@ def differences(group):
     """
     found = []
     for control in group.systems:
-        effect = CONTROLS.get(control.first.exchange)
-        if effect is None or control.first.peers == "off":
+        if control.first.peers == "off":
             continue
         for system in group.systems:
-            if _adds_to(system.first, control.first):
+            effect = _effect(system.first, control.first)
+            if effect is not None:
                 found += _compare(system, control, effect)
     return found
 
@@ -107,10 +113,19 @@ def difference_table(rows):
     return "\n\n".join([markdown_table(headings, cells), *remarks])
 
 
-def _adds_to(run, control):
-    """Whether a run has all that the control has, and lends more."""
-    alike = (run.backbone, run.peers) == (control.backbone, control.peers)
-    return alike and LENDING.index(run.exchange) > LENDING.index(control.exchange)
+def _effect(run, control):
+    """What a run adds to all that the control has; None where that is not one thing."""
+    if (run.backbone, run.peers) != (control.backbone, control.peers):
+        return None
+    added = []
+    for key, (default, effect) in ADDITIONS.items():
+        ours, theirs = (x.settings.get(key, default) for x in (run, control))
+        if ours != theirs:
+            added.append(effect if theirs == default else None)
+    lends_more = LENDING.index(run.exchange) - LENDING.index(control.exchange)
+    if not added and lends_more > 0:
+        return CONTROLS.get(control.exchange)
+    return added[0] if len(added) == 1 and not lends_more else None
 
 
 def _compare(system, control, effect):
