@@ -19,12 +19,13 @@ from speechbrain_peer.evaluation.microphones import (
     MEAN,
     MVDR,
     PEERS,
-    beamform,
+    TOGETHER,
     evaluate,
     extract_all_ways,
     hear,
 )
 from speechbrain_peer.evaluation.trials import read_trials
+from speechbrain_peer.inference.beamforming import beamform
 from speechbrain_peer.peer_learning.predictors import without_predictors
 from speechbrain_peer.utils.files import DataError
 
@@ -117,14 +118,15 @@ def test_the_command(rooms, prepared, tmp_path, capsys):
     ways = result["ways"]
     assert ways.keys() == {
         *(f"microphone {k} alone" for k in (1, 2, 3)),
-        *(BEST, MEAN, MVDR, LENT, PEERS),
+        *(BEST, MEAN, MVDR, LENT, PEERS, TOGETHER),
     }
-    assert all(set(ways[way]) == {"2", "3"} for way in (BEST, MEAN, MVDR, LENT, PEERS))
+    together = (BEST, MEAN, MVDR, LENT, PEERS, TOGETHER)
+    assert all(set(ways[way]) == {"2", "3"} for way in together)
     first = ways["microphone 1 alone"]["1"]["si_sdri"][0]
     assert ways[BEST]["2"]["si_sdri"][0] >= first
     with open(out / "microphones.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * (3 + 2 * 5)
+    assert len(rows) == 3 * (3 + 2 * 6)
     text = (out / "microphones.md").read_text()
     assert text in capsys.readouterr().out
     assert f"| {PEERS} |  | " in text

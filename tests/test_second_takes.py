@@ -198,7 +198,7 @@ def test_second_recordings_are_scored_in_all_ways(model, tmp_path):
     for row in result["items"]:
         assert row["best alone (oracle)"] >= row["first alone"]
     table = second_recordings.markdown(result)
-    assert table.count("±") == 1 + 5 * 8
+    assert table.count("±") == 1 + 6 * 8
     plain = TargetSpeechExtraction.from_hparams("small-8k")
     with pytest.raises(ValueError, match="trained without peer learning"):
         second_recordings.evaluate(plain, made_trials())

@@ -1,5 +1,7 @@
 """Extraction of one talker from several recordings of one moment."""
 
+import math
+
 import numpy as np
 import pytest
 import soundfile
@@ -14,8 +16,10 @@ from tiny_model import build, export, load_identity
 
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli.__main__ import main
-from speechbrain_peer.inference import chunks
+from speechbrain_peer.evaluation.metrics import si_sdr
+from speechbrain_peer.inference import chunks, together
 from speechbrain_peer.inference.alignment import shift
+from speechbrain_peer.inference.beamforming import hold_the_same
 from speechbrain_peer.inference.together import ChunksTogether
 from speechbrain_peer.peer_learning.exchange import (
     embed,
@@ -230,6 +234,83 @@ def test_channels_are_peers_and_the_first_one_counts(identity, here, count):
     rest, _ = soundfile.read("rest.wav")
     assert rest.shape == moment.shape
     np.testing.assert_allclose(rest + estimate.numpy(), moment, atol=1e-4)
+
+
+ANYWHERE = -math.inf, math.inf
+
+
+@pytest.fixture
+def in_a_room(monkeypatch):
+    """Two microphones and a second take: what each hears of the talker and of others.
+
+    Extracted together, a microphone and its beam give the talker.
+    """
+    talker, other, another = talk(4), talk(4, seed=3), talk(4, seed=5)
+    targets = np.stack((talker, shift(talker, 4), talker))
+    others = np.stack((other, shift(other, -7), another))
+
+    def found(modules, pairs, voices):
+        count = pairs.shape[1]
+        return torch.from_numpy(np.float32(targets[:count])).expand(2, -1, -1)
+
+    monkeypatch.setattr(together, "extract_together", found)
+    return targets, others
+
+
+def test_microphones_of_a_room_give_a_beam(model, voice, in_a_room):
+    targets, others = (signals[:2] for signals in in_a_room)
+    lending = ChunksTogether(model.mods, voice, RATE, [ANYWHERE] * 2)
+    beam = lending.join((targets + others).T, targets)[:, 0]
+    gain = si_sdr(beam, targets[0]) - si_sdr(targets[0] + others[0], targets[0])
+    assert gain > 10
+    np.testing.assert_allclose(lending.delays[1], 4, atol=0.2)
+
+
+@pytest.mark.parametrize("level", ["mixture", "network"])
+def test_takes_with_other_talkers_lend(model, voice, in_a_room, level):
+    targets, others = (signals[::2] for signals in in_a_room)
+    lending = ChunksTogether(model.mods, voice, RATE, [ANYWHERE] * 2, level)
+    mixtures = (targets + others).T
+    lent = lending.join(mixtures, targets)
+    np.testing.assert_array_equal(lent, lending.lend(mixtures, [0.0, 0.0]))
+
+
+def test_the_beam_of_a_room_lends_to_another_take(model, voice, in_a_room, monkeypatch):
+    targets, others = in_a_room
+    given = []
+
+    def lend(modules, mixtures, embedding, present):
+        given.append(mixtures)
+        return mixtures[0]
+
+    monkeypatch.setattr(together, "extract_by_quality", lend)
+    lending = ChunksTogether(model.mods, voice, RATE, [ANYWHERE] * 3)
+    beam = lending.join((targets + others).T, targets)[:, 0]
+    [mixtures] = given
+    assert mixtures.shape == (2, 4 * RATE)
+    assert si_sdr(beam, targets[0]) > si_sdr(targets[0] + others[0], targets[0]) + 10
+    np.testing.assert_allclose(mixtures[1], targets[2] + others[2], atol=0.05)
+
+
+def test_a_model_that_is_silent_for_absent_talkers_makes_no_beam(
+    model, voice, in_a_room
+):
+    targets, others = (signals[:2] for signals in in_a_room)
+    lending = ChunksTogether(model.mods, voice, RATE, [ANYWHERE] * 2, "network")
+    mixtures = (targets + others).T
+    lent = lending.join(mixtures, targets)
+    np.testing.assert_array_equal(
+        lent, lending.lend(mixtures, [0, lending.delays[1][0]])
+    )
+
+
+def test_nothing_is_told_of_what_is_short_or_leaves_no_rest():
+    noise = talk(4)
+    both = np.stack((noise, shift(noise, 2)))
+    assert hold_the_same(both, 0 * both, RATE).all()
+    for mixtures, estimates in ((both[:, :500], 0), (both, both), (0 * both, 0)):
+        told = hold_the_same(mixtures, mixtures * 0 + estimates, RATE)
+        assert told.tolist() == [True, False]
 
 
 def test_long_recordings_go_in_step_and_are_read_as_they_come(

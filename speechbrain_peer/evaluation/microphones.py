@@ -17,6 +17,7 @@ from speechbrain_peer.data.rooms import RoomFolder, early, reverberate
 from speechbrain_peer.evaluation.metrics import si_sdr, why_no_pesq
 from speechbrain_peer.evaluation.scoring import ScoringPool
 from speechbrain_peer.evaluation.trial_scores import mean_over_speakers
+from speechbrain_peer.inference.beamforming import beamform
 from speechbrain_peer.inference.together import ChunksTogether, line_up
 from speechbrain_peer.peer_learning.exchange import extract_together
 from speechbrain_peer.peer_learning.predictors import can_lend
@@ -26,13 +27,13 @@ from speechbrain_peer.utils.signal import set_level
 
 NAME = "microphones"  # of the files with the tables
 MOST = 4
-WINDOW, HOP = 0.128, 0.032  # seconds, of MVDR; a room rings for longer than usual ones
 
 BEST = "best microphone alone (oracle)"
 MEAN = "mean of aligned estimates"
 MVDR = "Souden MVDR from the model's masks"
 LENT = "first microphone, lent the others' mean"
 PEERS = "peer learning, by agreement and quality"
+TOGETHER = "`tse extract --together`"
 
 TABLES = {
     "si_sdri": "SI-SDRi over the first microphone's mixture (dB)",
@@ -113,9 +114,8 @@ def extract_all_ways(model, mixtures, enrollment, counts=None):
 def _extract_together(model, mixtures, alone, embedding):
     """One estimate of all microphones in each way, (time,), by the way."""
     rate, count = model.hparams.sample_rate, len(mixtures)
-    lending = ChunksTogether(
-        model.mods, embedding, rate, [(-math.inf, math.inf)] * count
-    )
+    everywhere = [(-math.inf, math.inf)] * count
+    lending = ChunksTogether(model.mods, embedding, rate, everywhere, model.level)
     delays = lending.find_delays(alone)
     estimates = {
         MEAN: line_up(alone, delays).mean(axis=0),
@@ -125,50 +125,12 @@ def _extract_together(model, mixtures, alone, embedding):
         moved = torch.from_numpy(line_up(mixtures, delays)).to(model.device)
         lent = extract_together(model.mods, moved[:, None], embedding)[0]
         by_quality = torch.from_numpy(lending.lend(mixtures.T, delays).T).to(moved)
-        for way, estimate in ((LENT, lent.float()), (PEERS, by_quality)):
+        joined = torch.from_numpy(lending.join(mixtures.T, alone).T).to(moved)
+        found = {LENT: lent.float(), PEERS: by_quality, TOGETHER: joined}
+        for way, estimate in found.items():
             leveled = set_level(estimate, moved[:1], level=model.level)
             estimates[way] = leveled[0].cpu().numpy()
     return estimates
-
-
-def beamform(mixtures, estimates, sample_rate):
-    """The minimum variance distortionless response beamformer of Souden et al.
-
-    A mask for each microphone tells which share of the energy the estimate has; their
-    mean gives the covariances of the talker and of the rest.
-
-    Arguments
-    ---------
-    mixtures : np.ndarray
-        (microphones, time).
-    estimates : np.ndarray
-        Each microphone's own, at the level in the mixture, (microphones, time).
-    sample_rate : int
-        In Hz.
-
-    Returns
-    -------
-    np.ndarray
-        What the first microphone hears of the talker, float32, (time,).
-    """
-    from torchaudio.transforms import PSD, SoudenMVDR
-
-    size, hop = round(WINDOW * sample_rate), round(HOP * sample_rate)
-    window = torch.hann_window(size, dtype=torch.double)
-
-    def spectra(signals):
-        signals = torch.from_numpy(signals).double()
-        return torch.stft(signals, size, hop, window=window, return_complex=True)
-
-    heard, found = spectra(mixtures), spectra(estimates)
-    energy, rest = found.abs().square(), (heard - found).abs().square()
-    mask = (energy / (energy + rest).clamp(min=1e-12)).mean(0)
-    covariance = PSD()
-    beam = SoudenMVDR()(
-        heard, covariance(heard, mask), covariance(heard, 1 - mask), reference_channel=0
-    )
-    length = mixtures.shape[-1]
-    return torch.istft(beam, size, hop, window=window, length=length).float().numpy()
 
 
 def evaluate(model, trials, rooms_folder, seed=0, n_processes=None):

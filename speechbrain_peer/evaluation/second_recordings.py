@@ -14,6 +14,7 @@ from speechbrain_peer.evaluation.microphones import (
     LENT,
     MEAN,
     PEERS,
+    TOGETHER,
     extract_all_ways,
 )
 from speechbrain_peer.evaluation.second_takes import draw_takes
@@ -28,6 +29,7 @@ WAYS = {
     MEAN: "mean of aligned estimates",
     LENT: "first, lent the others' mean",
     PEERS: "by agreement and quality",
+    TOGETHER: TOGETHER,
 }
 """Which of all ways are scored, and what the table calls them."""
 LATER = 0.005, 0.00025

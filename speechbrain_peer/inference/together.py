@@ -1,8 +1,10 @@
 """Extraction of one talker from several recordings of one moment, in bounded memory.
 
 All recordings are brought on the first one's time line and go through the network in
-step, chunk by chunk: first each alone, for the talker's delay from one to the other,
-then together, with what they lend each other. Their estimates become one.
+step, chunk by chunk: first each alone, which tells the talker's delay from one to the
+other, and whether they hold the same others. If so, they are microphones of a room, and
+a beam makes one of them. Else they go through together, with what they lend each other,
+and their estimates become one.
 """
 
 from contextlib import closing
@@ -21,6 +23,7 @@ from speechbrain_peer.inference.alignment import (
     read_at_rate,
     shift,
 )
+from speechbrain_peer.inference.beamforming import beamform, hold_the_same
 from speechbrain_peer.inference.chunks import cross_fade, cut_chunks
 from speechbrain_peer.inference.estimates import Estimate, extract_recording
 from speechbrain_peer.inference.recordings import (
@@ -28,9 +31,14 @@ from speechbrain_peer.inference.recordings import (
     Recording,
     resampled_length,
 )
-from speechbrain_peer.nnet.voice import features_of
-from speechbrain_peer.peer_learning.exchange import check_lends, extract
+from speechbrain_peer.nnet.voice import features_of, repeat_voice
+from speechbrain_peer.peer_learning.exchange import (
+    check_lends,
+    extract,
+    extract_together,
+)
 from speechbrain_peer.peer_learning.quality import extract_by_quality
+from speechbrain_peer.utils.signal import set_level
 
 logger = get_logger(__name__)
 
@@ -79,28 +87,69 @@ class ChunksTogether:
         In Hz.
     bounds : list of (float, float)
         Where each recording begins and ends on the time line, in samples.
+    level : str
+        The model's; see `utils.signal.set_level`.
     """
 
-    def __init__(self, modules, embedding, sample_rate, bounds):
-        self.modules, self.embedding = modules, embedding
+    def __init__(self, modules, embedding, sample_rate, bounds, level="mixture"):
+        self.modules, self.embedding, self.level = modules, embedding, level
         self.sample_rate, self.bounds = sample_rate, np.array(bounds)
         self.delays = [[] for _ in bounds]
         """Of every recording, in samples, from all chunks where they are clear."""
 
     def __call__(self, chunk, start=0):
         """The one estimate, (samples, 1), of (samples, recordings)."""
-        alone = extract(self.modules, self._waveforms(chunk.T), self.embedding)
-        return self.lend(chunk, self.find_delays(alone.float().cpu().numpy()), start)
+        mixtures = self._waveforms(chunk.T)
+        alone = extract(self.modules, mixtures, self.embedding).float()
+        alone = set_level(alone, mixtures, level=self.level)
+        return self.join(chunk, alone.cpu().numpy(), start)
+
+    def join(self, chunk, alone, start=0):
+        """The same, with the estimate of each recording alone, (recordings, samples).
+
+        Recordings in which others talk over the talker lend to each other. Those that
+        hold the same others as the first are microphones of one room: a beam makes one
+        recording of them first.
+        """
+        delays, signals = self.find_delays(alone), chunk.T
+        present = self._present(start, len(chunk))
+        room = hold_the_same(signals, alone, self.sample_rate) & present.all(axis=1)
+        # A beam is not silent where the talker is.
+        if self.level == "network" or room.sum() < 2:
+            return self.lend(chunk, delays, start)
+        beam = self._beam(signals[room], alone[room])
+        if room.all():
+            return beam[:, None]
+        delays = [0.0, *np.array(delays)[~room]]
+        rows = np.flatnonzero(~room)
+        return self._lend(np.stack((beam, *signals[rows])), delays, present[[0, *rows]])
 
     def lend(self, chunk, delays, start=0):
-        """The same, with delays that are known."""
+        """What recordings give that lend to each other, with delays that are known."""
+        return self._lend(chunk.T, delays, self._present(start, len(chunk)))
+
+    def _lend(self, signals, delays, present):
         estimate = extract_by_quality(
             self.modules,
-            self._waveforms(line_up(chunk.T, delays)),
+            self._waveforms(line_up(signals, delays)),
             self.embedding,
-            self._waveforms(self._present(start, len(chunk))),
+            self._waveforms(present),
         )
         return estimate[:, None].cpu().numpy()
+
+    def _beam(self, signals, alone):
+        """What the first of the microphones of a room hears of the talker, (samples,).
+
+        Each microphone and its own beam are two recordings of one target with other
+        rests, which is what lending is for: they give the masks of the last beam.
+        """
+        rate, count = self.sample_rate, len(signals)
+        beams = [beamform(signals, alone, rate, k) for k in range(count)]
+        pairs = self._waveforms(np.stack((signals, beams)))
+        voices = repeat_voice(self.embedding, count)
+        lent = extract_together(self.modules, pairs, voices).float().mean(0)
+        lent = set_level(lent, pairs[1], level=self.level)
+        return beamform(signals, lent.cpu().numpy(), rate)
 
     def find_delays(self, alone):
         """Delays of a chunk; where the talker is not heard, those of the last one.
@@ -267,7 +316,7 @@ def _extract_together(
                 f"{recording.path}: its clock is fast by {clock.drift:+.1f} ppm "
                 f"against that of {first.path}; it is resampled to go with it"
             )
-    extract_from = ChunksTogether(modules, embedding, sample_rate, bounds)
+    extract_from = ChunksTogether(modules, embedding, sample_rate, bounds, level)
     estimate = Estimate(file, 1, sample_rate, level)
     together = _side_by_side(streams, length)
     found = cross_fade(together, length, sample_rate, extract_from)

@@ -1,0 +1,113 @@
+"""A beamformer led by what a model extracts, for microphones of one room.
+
+One filter for each microphone lets the target through as the first one hears it, and as
+little of the rest as can be (Souden, Benesty and Affes, 2010). It needs no more than to
+know where and when the target is; that tell the estimates.
+"""
+
+import numpy as np
+import torch
+
+WINDOW, HOP = 0.128, 0.032  # seconds; a room rings for longer than usual windows
+
+SAME = 0.1
+"""Share of the energy that the rests of two recordings have in common, from which on
+they hold the same others: on 24 dev mixtures up to 0.08 where others have talked over
+the target in the second, from 0.11 on (for 95 %) between phones in a room, and from 0.6
+on one device."""
+
+LEAST = 1e-3
+"""Share of a recording's energy that its rest has to have."""
+
+
+def beamform(mixtures, estimates, sample_rate, reference=0):
+    """The minimum variance distortionless response beamformer of Souden et al.
+
+    A mask for each microphone tells which share of the energy the estimate has; their
+    mean gives the covariances of the talker and of the rest.
+
+    Arguments
+    ---------
+    mixtures : np.ndarray
+        (microphones, time).
+    estimates : np.ndarray
+        Each microphone's own, at the level in the mixture, (microphones, time).
+    sample_rate : int
+        In Hz.
+    reference : int
+        The microphone whose target is let through.
+
+    Returns
+    -------
+    np.ndarray
+        What that one hears of the talker, float32, (time,).
+    """
+    from torchaudio.transforms import PSD, SoudenMVDR
+
+    heard, found = (_spectra(x, sample_rate) for x in (mixtures, estimates))
+    energy, rest = found.abs().square(), (heard - found).abs().square()
+    mask = (energy / (energy + rest).clamp(min=1e-12)).mean(0)
+    covariance = PSD()
+    beam = SoudenMVDR()(
+        heard,
+        covariance(heard, mask),
+        covariance(heard, 1 - mask),
+        reference_channel=reference,
+    )
+    length = mixtures.shape[-1]
+    return torch.istft(beam, **_stft(sample_rate), length=length).float().numpy()
+
+
+def hold_the_same(mixtures, estimates, sample_rate):
+    """Tells which recordings hold the same others as the first: microphones of a room.
+
+    There a filter makes some of one's rest of the other's, where they come from one
+    talker by two ways; of different talkers it makes nothing.
+
+    Arguments
+    ---------
+    mixtures : np.ndarray
+        (recordings, time).
+    estimates : np.ndarray
+        Of the target, at the level in the mixture, (recordings, time).
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    np.ndarray
+        bool, (recordings,), True for the first.
+
+    Example
+    -------
+    >>> first, second = np.random.default_rng(0).standard_normal((2, 16000))
+    >>> mixtures = np.stack((first, np.roll(first, 9), second))
+    >>> hold_the_same(mixtures, 0 * mixtures, 8000)
+    array([ True,  True, False])
+    """
+    first = np.arange(len(mixtures)) == 0
+    if mixtures.shape[-1] < WINDOW * sample_rate:
+        return first
+    spectra = _spectra(mixtures - estimates, sample_rate)
+    cross = (spectra[0] * spectra.conj()).mean(-1).abs().square()
+    energies = spectra.abs().square().mean(-1)
+    shared = (cross / energies.clamp(min=1e-12)).sum(-1)
+    rests = energies.sum(-1)
+    # Of unlike ones, too, a filter makes as much as few windows leave it free to.
+    by_chance = WINDOW * sample_rate / mixtures.shape[-1]
+    same = shared > (SAME + by_chance) * rests[0]
+    # Else there is nothing that a beam could take away.
+    whole = _spectra(mixtures, sample_rate).abs().square().mean(-1).sum(-1)
+    same &= (rests > LEAST * whole) & (rests[0] > LEAST * whole[0])
+    return same.numpy() | first
+
+
+def _stft(sample_rate):
+    size = round(WINDOW * sample_rate)
+    window = torch.hann_window(size, dtype=torch.double)
+    return {"n_fft": size, "hop_length": round(HOP * sample_rate), "window": window}
+
+
+def _spectra(signals, sample_rate):
+    signals = torch.from_numpy(np.float64(signals))
+    return torch.stft(signals, **_stft(sample_rate), return_complex=True)
