@@ -202,8 +202,8 @@ def test_recordings_of_all_kinds_are_brought_together(identity, here):
     np.testing.assert_allclose(
         estimate[inside], moment[: 9 * RATE][inside], atol=0.05 * moment.max()
     )
-    names, offsets, drifts, delays = zip(*alignment, strict=True)
-    assert names == ("b.wav", "c.wav")
+    names, offsets, drifts, delays, in_room = zip(*alignment, strict=True)
+    assert names == ("b.wav", "c.wav") and not any(in_room)
     np.testing.assert_allclose(offsets, (1.5, 0), atol=1e-3)
     np.testing.assert_allclose(delays, (0, 0), atol=0.1)
     assert drifts == (0, 0)
@@ -302,6 +302,42 @@ def test_a_model_that_is_silent_for_absent_talkers_makes_no_beam(
     np.testing.assert_array_equal(
         lent, lending.lend(mixtures, [0, lending.delays[1][0]])
     )
+
+
+@pytest.mark.parametrize("late", [0.0, 1.5])
+def test_phones_that_begin_at_other_times_give_a_beam_where_both_are(
+    identity, here, in_a_room, monkeypatch, late
+):
+    targets, others = (np.tile(signals[:2], 2) for signals in in_a_room)
+    mixtures, begin = targets + others, round(late * RATE)
+
+    def alone(modules, heard, voice):
+        # At the network's scale, which is not that of the recordings.
+        return torch.from_numpy(np.float32(30 * targets))
+
+    def found(modules, pairs, voices):
+        part = np.float32(targets[:, -pairs.shape[-1] :])
+        return torch.from_numpy(part).expand(2, -1, -1)
+
+    monkeypatch.setattr(together, "extract", alone)
+    monkeypatch.setattr(together, "extract_together", found)
+    monkeypatch.setattr(
+        together, "extract_by_quality", lambda modules, heard, *_: 30 * heard[0]
+    )
+    write("a.wav", np.float32(mixtures[0]))
+    write("b.wav", np.float32(mixtures[1, begin:]))
+    estimate, [told] = identity.extract_file(
+        ["a.wav", "b.wav"], embeddings=torch.zeros(1, 16), return_alignment=True
+    )
+    assert told.in_room and str(told).endswith("in the beam")
+    both = slice(begin + 200, -200)
+    gain = si_sdr(estimate.numpy()[both], targets[0, both])
+    assert gain > si_sdr(mixtures[0, both], targets[0, both]) + 10
+    if begin:
+        before = slice(0, begin - 200)
+        assert si_sdr(estimate.numpy()[before], mixtures[0, before]) > 40
+        levels = [np.square(estimate.numpy()[part]).mean() for part in (before, both)]
+        assert 0.2 < levels[0] / levels[1] < 5
 
 
 def test_nothing_is_told_of_what_is_short_or_leaves_no_rest():

@@ -45,6 +45,7 @@ logger = get_logger(__name__)
 # In seconds.
 MOST_DELAY = 0.05  # of the talker between two microphones: 17 m of way
 FADE = 0.02  # where a recording begins or ends
+LEAST_IN_ROOM = 1.0  # of a recording, to tell whether it is a microphone of a room
 
 # Estimates hold others, too: loud frequencies, where the talker is, count more.
 WHITENING = 0.5
@@ -63,6 +64,9 @@ class Alignment(NamedTuple):
     delay: float
     """Milliseconds by which it hears the talker later, median over chunks; NaN where
     the talker is never heard in both."""
+    in_room: bool
+    """Whether it holds the same others as the first in most chunks: then it is in the
+    beam of a room, and else it lends."""
 
     def __str__(self):
         delay = "talker not heard in both"
@@ -70,7 +74,7 @@ class Alignment(NamedTuple):
             delay = f"talker {round(self.delay, 2) + 0.0:+.2f} ms"  # no -0.00
         return (
             f"{self.name}: begins at {self.offset:+.3f} s, {delay}, "
-            f"clock {self.drift:+.1f} ppm"
+            f"clock {self.drift:+.1f} ppm, {'in the beam' if self.in_room else 'lends'}"
         )
 
 
@@ -96,33 +100,51 @@ class ChunksTogether:
         self.sample_rate, self.bounds = sample_rate, np.array(bounds)
         self.delays = [[] for _ in bounds]
         """Of every recording, in samples, from all chunks where they are clear."""
+        self.in_room = [[] for _ in bounds]
+        """Of every recording, whether it has been in the beam, from all chunks."""
+        self._energies = np.zeros(3)
 
     def __call__(self, chunk, start=0):
         """The one estimate, (samples, 1), of (samples, recordings)."""
         mixtures = self._waveforms(chunk.T)
-        alone = extract(self.modules, mixtures, self.embedding).float()
-        alone = set_level(alone, mixtures, level=self.level)
-        return self.join(chunk, alone.cpu().numpy(), start)
+        raw = extract(self.modules, mixtures, self.embedding).float()
+        alone = set_level(raw, mixtures, level=self.level)
+        # The network's own scale, of the first recording so far. What it finds there
+        # has at least a hundredth of the energy, or is none of it.
+        energies = (float(x[0].double().square().sum()) for x in (raw, alone, mixtures))
+        self._energies += list(energies)
+        of_network, of_talker, of_all = self._energies
+        of_talker = max(of_talker, of_all / 100)
+        scale = np.sqrt(of_network / of_talker) if of_talker else 1.0
+        return self.join(chunk, alone.cpu().numpy(), start, scale)
 
-    def join(self, chunk, alone, start=0):
+    def join(self, chunk, alone, start=0, scale=1.0):
         """The same, with the estimate of each recording alone, (recordings, samples).
 
         Recordings in which others talk over the talker lend to each other. Those that
         hold the same others as the first are microphones of one room: a beam makes one
-        recording of them first.
+        recording of them, which others may lend to. `scale` is that of the network,
+        for what is no beam.
         """
         delays, signals = self.find_delays(alone), chunk.T
         present = self._present(start, len(chunk))
-        room = hold_the_same(signals, alone, self.sample_rate) & present.all(axis=1)
-        # A beam is not silent where the talker is.
-        if self.level == "network" or room.sum() < 2:
+        room, inside = self._find_room(signals, alone, start)
+        for found, told in zip(room.tolist(), self.in_room, strict=True):
+            told.append(found)
+        if room.sum() < 2:
             return self.lend(chunk, delays, start)
-        beam = self._beam(signals[room], alone[room])
-        if room.all():
-            return beam[:, None]
-        delays = [0.0, *np.array(delays)[~room]]
-        rows = np.flatnonzero(~room)
-        return self._lend(np.stack((beam, *signals[rows])), delays, present[[0, *rows]])
+        beam, there = signals[0].copy(), present[room].min(axis=0)
+        beam[inside] = self._beam(signals[room, inside], alone[room, inside])
+        others = np.flatnonzero(~room & present.any(axis=1))
+        if len(others):
+            first = there * beam + (1 - there) * signals[0]
+            chosen = [0, *others]
+            signals = np.stack((first, *signals[others]))
+            return self._lend(signals, np.array(delays)[chosen], present[chosen])
+        beam, there = np.float32(scale * beam[:, None]), np.float32(there[:, None])
+        if there.min() == 1:
+            return beam
+        return there * beam + (1 - there) * self.lend(chunk, delays, start)
 
     def lend(self, chunk, delays, start=0):
         """What recordings give that lend to each other, with delays that are known."""
@@ -171,6 +193,21 @@ class ChunksTogether:
             if clarity >= CLEAR:
                 self.delays[k].append(delay)
         return [found[-1] if found else 0.0 for found in self.delays]
+
+    def _find_room(self, signals, alone, start):
+        """Which recordings are microphones of one room, and where all of those are."""
+        count, length = signals.shape
+        begins, ends = np.clip(self.bounds - start, 0, length).T.astype(int)
+        long = ends - begins >= LEAST_IN_ROOM * self.sample_rate
+        room = np.zeros(count, dtype=bool)
+        # A beam is not silent where the talker is.
+        if self.level == "network" or not long[0]:
+            return room, slice(0)
+        inside = slice(begins[long].max(), ends[long].min())
+        if inside.stop > inside.start:
+            parts = signals[long, inside], alone[long, inside]
+            room[long] = hold_the_same(*parts, self.sample_rate)
+        return room, inside
 
     def _present(self, start, length):
         """How far each recording is there, from 0 to 1, (recordings, samples)."""
@@ -321,9 +358,14 @@ def _extract_together(
     together = _side_by_side(streams, length)
     found = cross_fade(together, length, sample_rate, extract_from)
     estimate.fill(((chunk[:, :1], piece) for chunk, piece in found), keep_partial)
+    found = zip(aligned, extract_from.delays, extract_from.in_room, strict=True)
     alignments = [
-        Alignment(*place, 1000 * np.median(late) / sample_rate if late else np.nan)
-        for place, late in zip(aligned, extract_from.delays, strict=True)
+        Alignment(
+            *place,
+            1000 * np.median(late) / sample_rate if late else np.nan,
+            2 * sum(in_room) > len(in_room),
+        )
+        for place, late, in_room in found
     ]
     return estimate, alignments[1:]
 
