@@ -24,6 +24,7 @@ EXAMPLES = [
     "tse extract day1/ day2/ talk.m4a -e anna_1.wav anna_2.wav -o anna/",
     "tse extract - -e anna.wav -o anna_only.wav",
     "tse extract german.wav french.wav --together -e anna.wav -o anna_only.wav",
+    "tse extract phone1.wav phone2.wav --together -e anna.wav -o anna_only.wav",
     "tse extract meeting.wav -e anna.wav --save-voice anna.voice",
     "tse extract another.wav --voice anna.voice",
     "tse extract day1/ -e anna.wav -m my-model --judge resemblyzer --require-match",
@@ -101,9 +102,9 @@ def add_arguments(parser):
     add(
         "--together",
         action="store_true",
-        help="the recordings are of one moment, such as one talk under the voices of "
-        "interpreters: they lend to each other and give one output, on the time line "
-        "of the first",
+        help="the recordings are of one moment and give one output, on the time line "
+        "of the first: a talk under the voices of several interpreters, which lend to "
+        "each other, or phones in a room, which become a beam",
     )
     add_judge(add, "let the match score be that of a judge")
     add(
