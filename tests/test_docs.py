@@ -104,9 +104,9 @@ def test_python_is_python():
 
 def test_the_readme_extracts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    noise = np.random.default_rng(0).standard_normal((2, 8000)) / 10
+    noise = np.random.default_rng(0).standard_normal((2, 16000)) / 10
     for name, samples in zip(("meeting.wav", "anna.wav"), noise, strict=True):
-        soundfile.write(name, samples, 8000)
+        soundfile.write(name, samples, 16000)
     (code,) = blocks(README, "python")
     exec(code, {})
     in_python, _ = soundfile.read("anna_only.wav")
@@ -119,6 +119,6 @@ def test_the_readme_extracts(tmp_path, monkeypatch):
     np.testing.assert_array_equal(in_the_shell, in_python)
     Path("anna_only.wav").unlink()
     for name, voice in zip(("german.wav", "french.wav"), noise, strict=True):
-        soundfile.write(name, noise.sum(0) + voice, 8000)
+        soundfile.write(name, noise.sum(0) + voice, 16000)
     assert main(several) == 0
-    assert soundfile.info("anna_only.wav").frames == 8000
+    assert soundfile.info("anna_only.wav").frames == 16000
