@@ -265,7 +265,7 @@ def test_a_run_ends_with_scores_curves_examples_and_a_model(run, capfd):
             {"mixing": "{speeds: [90, 110]}", "peers": "drawn", "n_peers": 3},
         ),
         *((row, {"mixing": "{items_per_epoch: 6}"}) for row in (*ROWS_16K, "peers_8k")),
-        ("small_16k", {"mixing": "{items_per_epoch: 6}", "start_from": "null"}),
+        ("small_16k", {"mixing": "{items_per_epoch: 6}"}),
         (
             "bsrnn_pl",
             {
