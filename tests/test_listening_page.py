@@ -251,6 +251,7 @@ def test_several_recordings_in_the_browser(address, browser, recordings):
 
 
 def test_a_model_that_cannot_lend_takes_one_recording(browser):
+    pytest.importorskip("gradio")
     with serve_page(TargetSpeechExtraction.from_hparams("small-8k"), "small-8k") as at:
         tab = browser.new_page()
         tab.set_default_timeout(LONGEST)
