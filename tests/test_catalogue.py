@@ -1,10 +1,12 @@
 """Models that come with the package: which there are, and which one is taken."""
 
+import contextlib
 import io
 import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -205,3 +207,29 @@ def test_live_extraction_takes_a_causal_one(four, files, capsysbinary, monkeypat
     printed = capsysbinary.readouterr()
     assert b"model live-16k, 16000 Hz" in printed.err
     assert len(printed.out) == 3200
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], ["base-16k", "peers-8k", "live-16k"]),
+        (["--model", "small-8k"], ["small-8k"] * 3),
+    ],
+)
+def test_the_page_takes_one_for_each_use(four, monkeypatch, options, names):
+    page = pytest.importorskip("speechbrain_peer.cli.listening_page")
+    taken = []
+
+    @contextlib.contextmanager
+    def serve_page(models, port):
+        taken.extend(models)
+        yield "http://127.0.0.1"
+
+    monkeypatch.setattr(page, "import_gradio", lambda: None)
+    monkeypatch.setattr(page, "serve_page", serve_page)
+    monkeypatch.setattr(threading.Event, "wait", lambda self: None)
+    main(["demo", *options])
+    assert [name for name, _ in taken] == names
+    rates = [16000 if name.endswith("16k") else 8000 for name in names]
+    assert [model.hparams.sample_rate for _, model in taken] == rates
+    assert len({id(model) for _, model in taken}) == len(set(names))

@@ -21,7 +21,12 @@ from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli import recording_tab
 from speechbrain_peer.cli.__main__ import main
 from speechbrain_peer.cli.access import LARGEST_UPLOAD
-from speechbrain_peer.cli.listening_page import serve_page
+from speechbrain_peer.cli.listening_page import (
+    Named,
+    PageModels,
+    describe,
+    serve_page,
+)
 from speechbrain_peer.cli.recording_tab import describe_match, extract_and_draw
 from speechbrain_peer.inference.match import MatchScorer
 from speechbrain_peer.packaging.export import add_scorers
@@ -142,7 +147,7 @@ def page(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))
-        with serve_page(model, "my model") as address:
+        with serve_page(PageModels(*[Named("my model", model)] * 3)) as address:
             yield address, folder
         assert not list(folder.iterdir())
 
@@ -252,12 +257,37 @@ def test_several_recordings_in_the_browser(address, browser, recordings):
 
 def test_a_model_that_cannot_lend_takes_one_recording(browser):
     pytest.importorskip("gradio")
-    with serve_page(TargetSpeechExtraction.from_hparams("small-8k"), "small-8k") as at:
+    alone = Named("small-8k", TargetSpeechExtraction.from_hparams("small-8k"))
+    with serve_page(PageModels(alone, alone, alone)) as at:
         tab = browser.new_page()
         tab.set_default_timeout(LONGEST)
         tab.goto(at)
         tab.get_by_text(MORE).wait_for()
         assert not tab.get_by_text(OTHERS).is_visible()
+        tab.close()
+
+
+def test_a_model_for_each_use(browser, model, recordings):
+    pytest.importorskip("gradio")
+    alone = Named("small-8k", TargetSpeechExtraction.from_hparams("small-8k"))
+    models = PageModels(alone, Named("my model", model), alone)
+    told = describe(models).split("  \n")
+    assert told[0].startswith("Model **small-8k**, 8000 Hz")
+    assert told[1].startswith("Model **my model** for several recordings, 8000 Hz")
+    with serve_page(models) as at:
+        tab = browser.new_page()
+        tab.set_default_timeout(LONGEST)
+        tab.goto(at)
+        give(tab, MIXTURE, recordings / "meeting.wav")
+        give(tab, VOICE, recordings / "voice.wav")
+        extract(tab)
+        tab.get_by_text("Match:").wait_for()
+        # That of `my model` is the same everywhere.
+        assert not tab.get_by_text("Match: 93 %").is_visible()
+        others = block(tab, OTHERS).locator("input[type=file]")
+        others.set_input_files([recordings / "later.wav"])
+        extract(tab)
+        tab.get_by_text("Match: 93 %").wait_for()
         tab.close()
 
 

@@ -18,7 +18,12 @@ from tiny_model import export, export_causal
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli import live_session
 from speechbrain_peer.cli.limits import Limits
-from speechbrain_peer.cli.listening_page import build_page, serve_page
+from speechbrain_peer.cli.listening_page import (
+    Named,
+    PageModels,
+    build_page,
+    serve_page,
+)
 from speechbrain_peer.cli.live_tab import LiveTab
 from speechbrain_peer.utils.pcm import decode_pcm
 
@@ -76,7 +81,7 @@ def streams(monkeypatch):
 
 @pytest.fixture(scope="module")
 def address(model):
-    with serve_page(model, "my model") as address:
+    with serve_page(PageModels(*[Named("my model", model)] * 3)) as address:
         yield address
 
 
@@ -182,7 +187,8 @@ def test_the_limits_hold(model):
 def test_a_model_that_looks_ahead_has_a_line_that_says_so(tmp_path):
     export(tmp_path / "model")
     model = TargetSpeechExtraction.from_hparams(tmp_path / "model")
-    page = build_page(model, "my model", tmp_path, LiveTab(model))
+    models = PageModels(*[Named("my model", model)] * 3)
+    page = build_page(models, tmp_path, LiveTab(model))
     texts = [component["props"].get("value") for component in page.config["components"]]
     (told,) = [text for text in texts if text and "live streams" in text]
     assert "--causal True" in told

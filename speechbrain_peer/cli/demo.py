@@ -5,12 +5,11 @@ from pathlib import Path
 
 from speechbrain_peer.cli.options import (
     add_model_options,
-    choose_model,
     load_interface,
     whole_number,
 )
 
-EXAMPLES = ["tse demo --model my-model"]
+EXAMPLES = ["tse demo", "tse demo --model my-model"]
 
 
 def add_arguments(parser):
@@ -29,9 +28,23 @@ def run(options):
     from speechbrain_peer.cli.listening_page import import_gradio, serve_page
 
     import_gradio()  # before a model is loaded in vain
-    choose_model(options)
-    path = Path(options.model)
-    name = path.resolve().name if path.is_dir() else options.model
-    with serve_page(load_interface(options), name, options.port) as address:
+    with serve_page(_load_models(options), options.port) as address:
         print(f"{address} (Ctrl+C ends it)", flush=True)
         threading.Event().wait()
+
+
+def _load_models(options):
+    """The one that is given, or of the package what fits each use of the page."""
+    from speechbrain_peer.cli.listening_page import Named, PageModels
+    from speechbrain_peer.packaging.catalogue import choose_bundled
+
+    if options.model is not None:
+        path = Path(options.model)
+        name = path.resolve().name if path.is_dir() else options.model
+        return PageModels(*[Named(name, load_interface(options))] * 3)
+    uses = {}, {"together": True}, {"live": True}
+    chosen = [choose_bundled(**use).name for use in uses]
+    loaded = {}
+    for options.model in dict.fromkeys(chosen):
+        loaded[options.model] = Named(options.model, load_interface(options))
+    return PageModels(*(loaded[name] for name in chosen))

@@ -4,11 +4,13 @@ It is made with gradio, an optional extra, which is imported only when a page is
 """
 
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from speechbrain_peer.cli.access import LARGEST_UPLOAD, LocalOnly
 from speechbrain_peer.cli.live_tab import LiveTab
 from speechbrain_peer.cli.page_files import ShownFiles, temporary_files_inside
 from speechbrain_peer.cli.recording_tab import build_recording_tab
+from speechbrain_peer.inference.interface import TargetSpeechExtraction
 
 _INTRODUCTION = """\
 # Target speech extraction
@@ -16,7 +18,27 @@ Of several talkers one is extracted, whose voice is known from a few seconds alo
 Nothing leaves this computer; recordings are deleted when they are replaced, and when
 this page is closed.
 
-Model **{name}**, {rate} Hz: it hears and gives sound up to {band:g} kHz."""
+{models}"""
+
+_USES = {"single": "", "together": "for several recordings", "live": "for the live tab"}
+
+
+class Named(NamedTuple):
+    """A model, and what it is called."""
+
+    name: str
+    model: TargetSpeechExtraction
+
+
+class PageModels(NamedTuple):
+    """What extracts; all may be one."""
+
+    single: Named
+    """From one recording."""
+    together: Named
+    """From several of one moment; one that cannot lend takes none."""
+    live: Named
+    """From a microphone; one that looks ahead has a tab that tells what it takes."""
 
 
 def import_gradio():
@@ -43,15 +65,12 @@ def import_gradio():
 
 
 @contextmanager
-def serve_page(model, name, port=None):
+def serve_page(models, port=None):
     """Serves the page to this computer alone.
 
     Arguments
     ---------
-    model : speechbrain_peer.inference.interface.TargetSpeechExtraction
-        What extracts.
-    name : str
-        The model's.
+    models : PageModels
     port : int, optional
         By default the first free one from 7860.
 
@@ -68,8 +87,8 @@ def serve_page(model, name, port=None):
     from starlette.middleware import Middleware
 
     with temporary_files_inside() as folder:
-        live = LiveTab(model)
-        page = build_page(model, name, folder, live)
+        live = LiveTab(models.live.model)
+        page = build_page(models, folder, live)
         try:
             _, address, _ = page.launch(
                 server_name="127.0.0.1",
@@ -90,15 +109,12 @@ def serve_page(model, name, port=None):
             page.close(verbose=False)
 
 
-def build_page(model, name, folder, live):
+def build_page(models, folder, live):
     """Builds the page.
 
     Arguments
     ---------
-    model : speechbrain_peer.inference.interface.TargetSpeechExtraction
-        What extracts.
-    name : str
-        The model's.
+    models : PageModels
     folder : pathlib.Path
         Where to keep an example.
     live : speechbrain_peer.cli.live_tab.LiveTab
@@ -109,7 +125,7 @@ def build_page(model, name, folder, live):
     gradio.Blocks
     """
     gradio = import_gradio()
-    shown, rate = ShownFiles(), model.hparams.sample_rate
+    shown = ShownFiles()
 
     def close(request: gradio.Request):
         shown.close(request.session_hash)
@@ -117,11 +133,37 @@ def build_page(model, name, folder, live):
     with gradio.Blocks(
         title="Target speech extraction", analytics_enabled=False
     ) as page:
-        introduction = _INTRODUCTION.format(name=name, rate=rate, band=rate / 2000)
-        gradio.Markdown(introduction)
+        gradio.Markdown(_INTRODUCTION.format(models=describe(models)))
         with gradio.Tab("Recording"):
-            build_recording_tab(gradio, shown, model, folder)
+            single, together = models.single.model, models.together.model
+            build_recording_tab(gradio, shown, single, together, folder)
         with gradio.Tab("Live"):
             live.build(gradio, shown, page)
         page.unload(close)
     return page
+
+
+def describe(models):
+    """Tells what extracts, and up to where it hears.
+
+    Arguments
+    ---------
+    models : PageModels
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    uses = {}
+    for use, named in models._asdict().items():
+        uses.setdefault(named, []).append(_USES[use])
+    lines = []
+    for (name, model), of in uses.items():
+        use = "" if _USES["single"] in of else f" {' and '.join(of)}"
+        rate = model.hparams.sample_rate
+        lines.append(
+            f"Model **{name}**{use}, {rate} Hz: it hears and gives sound up to "
+            f"{rate / 2000:g} kHz."
+        )
+    return "  \n".join(lines)

@@ -21,7 +21,7 @@ Give a recording of several talkers, and a few seconds of one of them alone: thi
 person's speech is extracted."""
 
 
-def build_recording_tab(gradio, shown, model, folder):
+def build_recording_tab(gradio, shown, single, together, folder):
     """Fills the tab that is being made.
 
     Arguments
@@ -29,8 +29,11 @@ def build_recording_tab(gradio, shown, model, folder):
     gradio : module
     shown : speechbrain_peer.cli.page_files.ShownFiles
         What keeps the recordings.
-    model : speechbrain_peer.TargetSpeechExtraction
-        What extracts.
+    single : speechbrain_peer.TargetSpeechExtraction
+        What extracts from one recording.
+    together : speechbrain_peer.TargetSpeechExtraction
+        What extracts from several of one moment; they are not asked for where it
+        cannot lend.
     folder : pathlib.Path
         Where to keep an example.
     """
@@ -46,6 +49,7 @@ def build_recording_tab(gradio, shown, model, folder):
             # Beside the upload, where gradio serves files.
             output_folder = tempfile.mkdtemp(dir=Path(mixture).parent)
             output = Path(output_folder, f"{Path(mixture).stem}_extracted.wav")
+            model = together if others else single
             told, *drawn = extract_and_draw(model, [mixture, *others], voices, output)
             shown.show(request.session_hash, "extracted", [output])
             return output, without_folders(told, *others), *drawn
@@ -70,7 +74,7 @@ def build_recording_tab(gradio, shown, model, folder):
             visible=visible,
         )
 
-    lends = can_lend(model.mods)
+    lends = can_lend(together.mods)
     gradio.Markdown(_INTRODUCTION)
     with gradio.Row():
         with gradio.Column():

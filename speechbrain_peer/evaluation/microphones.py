@@ -119,7 +119,7 @@ def _extract_together(model, mixtures, alone, embedding):
     delays = lending.find_delays(alone)
     estimates = {
         MEAN: line_up(alone, delays).mean(axis=0),
-        MVDR: beamform(mixtures, alone, rate),
+        MVDR: beamform(mixtures, alone, rate)[0],
     }
     if can_lend(model.mods):
         moved = torch.from_numpy(line_up(mixtures, delays)).to(model.device)

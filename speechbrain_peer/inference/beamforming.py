@@ -20,7 +20,7 @@ LEAST = 1e-3
 """Share of a recording's energy that its rest has to have."""
 
 
-def beamform(mixtures, estimates, sample_rate, reference=0):
+def beamform(mixtures, estimates, sample_rate, references=(0,)):
     """The minimum variance distortionless response beamformer of Souden et al.
 
     A mask for each microphone tells which share of the energy the estimate has; their
@@ -34,28 +34,24 @@ def beamform(mixtures, estimates, sample_rate, reference=0):
         Each microphone's own, at the level in the mixture, (microphones, time).
     sample_rate : int
         In Hz.
-    reference : int
-        The microphone whose target is let through.
+    references : iterable of int
+        The microphones whose target is let through, by one beam each.
 
     Returns
     -------
     np.ndarray
-        What that one hears of the talker, float32, (time,).
+        What these hear of the talker, float32, (references, time).
     """
     from torchaudio.transforms import PSD, SoudenMVDR
 
     heard, found = (_spectra(x, sample_rate) for x in (mixtures, estimates))
     energy, rest = found.abs().square(), (heard - found).abs().square()
     mask = (energy / (energy + rest).clamp(min=1e-12)).mean(0)
-    covariance = PSD()
-    beam = SoudenMVDR()(
-        heard,
-        covariance(heard, mask),
-        covariance(heard, 1 - mask),
-        reference_channel=reference,
-    )
+    covariance, filtered = PSD(), SoudenMVDR()
+    talker, others = covariance(heard, mask), covariance(heard, 1 - mask)
+    beams = torch.stack([filtered(heard, talker, others, k) for k in references])
     length = mixtures.shape[-1]
-    return torch.istft(beam, **_stft(sample_rate), length=length).float().numpy()
+    return torch.istft(beams, **_stft(sample_rate), length=length).float().numpy()
 
 
 def hold_the_same(mixtures, estimates, sample_rate):

@@ -166,12 +166,12 @@ class ChunksTogether:
         rests, which is what lending is for: they give the masks of the last beam.
         """
         rate, count = self.sample_rate, len(signals)
-        beams = [beamform(signals, alone, rate, k) for k in range(count)]
+        beams = beamform(signals, alone, rate, range(count))
         pairs = self._waveforms(np.stack((signals, beams)))
         voices = repeat_voice(self.embedding, count)
         lent = extract_together(self.modules, pairs, voices).float().mean(0)
         lent = set_level(lent, pairs[1], level=self.level)
-        return beamform(signals, lent.cpu().numpy(), rate)
+        return beamform(signals, lent.cpu().numpy(), rate)[0]
 
     def find_delays(self, alone):
         """Delays of a chunk; where the talker is not heard, those of the last one.
