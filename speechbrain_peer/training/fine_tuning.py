@@ -31,6 +31,7 @@ from speechbrain_peer.training.checkpoints import (
     listed,
     shape_of,
 )
+from speechbrain_peer.training.look_back import look_back
 from speechbrain_peer.training.raised_rate import raise_rate
 from speechbrain_peer.utils.files import DataError
 
@@ -76,7 +77,7 @@ def start_from(modules, path, sample_rate, trust=False):
         raised = rate == sample_rate / 2
         if not raised and rate not in (None, sample_rate):
             raise ValueError(f"{path}: is for {rate} Hz, training for {sample_rate} Hz")
-        new = _fill(modules, trained, path, raised)
+        new, looks_back = _fill(modules, trained, path, raised)
     # From reading, too: to a user of the script, a wrong path is no bug to trace.
     except (OSError, ValueError) as error:
         raise DataError(f"start_from: {error}") from error
@@ -88,7 +89,10 @@ def start_from(modules, path, sample_rate, trust=False):
     )
     if raised:
         logger.info(f"{path}: is for {rate} Hz; its filters are made twice as long")
-    differences = _settings_that_differ(trained, modules, OF_FILTERS if raised else ())
+    if looks_back:
+        logger.info(f"{path}: looks ahead; its taps that do are left out")
+    but = (*(OF_FILTERS if raised else ()), *(("causal",) if looks_back else ()))
+    differences = _settings_that_differ(trained, modules, but)
     if differences:
         logger.warning(f"{path}: trained with other settings: {listed(differences)}")
 
@@ -209,9 +213,10 @@ def load_run(folder, trust=False):
 
 
 def _fill(modules, trained, path, raised):
-    """Copies all weights, or raises; returns the names of those that are new."""
+    """Copies all weights, or raises; gives the names of new ones, and `look_back`'s."""
     ours, theirs = modules.state_dict(), trained.state_dict()
     _widen(theirs, ours)
+    looks_back = look_back(theirs, trained, modules)
     if raised:
         try:
             raise_rate(theirs, ours, getattr(modules["encoder"], "stride", 1))
@@ -243,7 +248,7 @@ def _fill(modules, trained, path, raised):
             )
         _start_peer_learning(modules, folded)
     modules.load_state_dict(theirs, strict=False)
-    return new
+    return new, looks_back
 
 
 def _widen(theirs, ours):
