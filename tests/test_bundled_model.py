@@ -1,7 +1,9 @@
 """The model that comes with the package."""
 
+import io
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,18 @@ def test_of_several_recordings_the_command_needs_no_model_either(tmp_path, capsy
     assert "model peers-8k, 8000 Hz" in told
     assert f"{files[1]}: begins at +0.000 s" in told
     assert soundfile.info(files[3]).frames == 16000
+
+
+def test_live_the_command_needs_no_model_either(tmp_path, capsysbinary, monkeypatch):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "voice.wav", 0.1 * rng.standard_normal(16000), 16000)
+    samples = np.int16(1000 * rng.standard_normal(16000))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(samples.tobytes())))
+    command = ["live", "-", "-e", str(tmp_path / "voice.wav"), "--rate", "16000"]
+    assert main(command) == 0
+    printed = capsysbinary.readouterr()
+    assert b"model small-live-16k, 16000 Hz" in printed.err
+    assert len(printed.out) == len(samples.tobytes())
 
 
 def test_it_extracts_from_real_speech(mini_librimix, tmp_path):

@@ -99,11 +99,14 @@ def test_recordings_of_one_moment_need_one_that_lets_them_lend(four):
 
 
 def test_of_one_rate_the_largest_is_taken(four, models):
-    larger = models / "a-larger-one-8k"
+    larger = models / "the-larger-one-8k"
     shutil.copytree(models / "small-8k", larger)
-    with open(larger / "weights.ckpt", "ab") as file:
-        file.write(b"0")
     try:
+        with open(larger / "weights.ckpt", "ab") as file:
+            file.write(b"0")  # by a byte it is not larger
+        assert choose_bundled(8000).name == choose_bundled(4000).name == "small-8k"
+        with open(larger / "weights.ckpt", "ab") as file:
+            file.write(bytes(200_000))
         assert choose_bundled(8000).name == choose_bundled(4000).name == larger.name
     finally:
         shutil.rmtree(larger)

@@ -10,9 +10,9 @@ from speechbrain_peer.cli.options import (
 )
 
 EXAMPLES = [
-    "tse live -e anna.wav -m my-causal-model",
-    "tse live --enroll 5 --output 'BlackHole 2ch' --record anna.wav -m my-causal-model",
-    "tse live - -e anna.wav -m my-causal-model --rate 16000",
+    "tse live -e anna.wav",
+    "tse live --enroll 5 --output 'BlackHole 2ch' --record anna.wav",
+    "tse live - -e anna.wav --rate 16000 -m my-causal-model",
 ]
 
 PIPE = "-"

@@ -11,7 +11,7 @@ from speechbrain_peer.cli.options import (
 )
 
 EXAMPLES = [
-    "tse serve -m my-causal-model",
+    "tse serve",
     "tse serve -m my-causal-model --host 0.0.0.0 --sessions 20",
 ]
 

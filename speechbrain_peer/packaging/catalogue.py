@@ -47,7 +47,7 @@ def choose_bundled(rate=None, live=False, together=False):
     single recordings, or for several of those that let them lend, it is the one with
     the highest rate that is not above the recording's: what it does not have, a model
     of a higher rate would miss. Where all are above, it is the lowest. Of several of
-    one rate it is the largest.
+    one rate it is the largest, or of several as large the first by name.
 
     Arguments
     ---------
@@ -72,9 +72,10 @@ def choose_bundled(rate=None, live=False, together=False):
     models = [model for model in models if model.causal == live] or models
     models = [model for model in models if model.lends == together] or models
     fitting = [model for model in models if rate is None or model.sample_rate <= rate]
+    # Weights of one shape differ by some bytes.
     if fitting:
-        return max(fitting, key=lambda model: (model.sample_rate, model.megabytes))
-    return min(models, key=lambda model: (model.sample_rate, -model.megabytes))
+        return max(fitting, key=lambda x: (x.sample_rate, round(x.megabytes, 1)))
+    return min(models, key=lambda x: (x.sample_rate, -round(x.megabytes, 1)))
 
 
 def _describe(name):
