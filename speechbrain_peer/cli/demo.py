@@ -38,13 +38,14 @@ def _load_models(options):
     from speechbrain_peer.cli.listening_page import Named, PageModels
     from speechbrain_peer.packaging.catalogue import choose_bundled
 
+    def load(source):
+        path, options.model = Path(source), source
+        name = path.resolve().name if path.is_dir() else source
+        return Named(name, load_interface(options))
+
     if options.model is not None:
-        path = Path(options.model)
-        name = path.resolve().name if path.is_dir() else options.model
-        return PageModels(*[Named(name, load_interface(options))] * 3)
+        return PageModels(*[load(options.model)] * 3)
     uses = {}, {"together": True}, {"live": True}
     chosen = [choose_bundled(**use).name for use in uses]
-    loaded = {}
-    for options.model in dict.fromkeys(chosen):
-        loaded[options.model] = Named(options.model, load_interface(options))
-    return PageModels(*(loaded[name] for name in chosen))
+    loaded = {source: load(source) for source in set(chosen)}
+    return PageModels(*(loaded[source] for source in chosen))
