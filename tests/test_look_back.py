@@ -3,8 +3,9 @@
 import logging
 
 import torch
-from test_fine_tuning import build
+from test_fine_tuning import PUBLIC, build
 from test_fine_tuning import trained as trained
+from test_train import ROOT
 
 from speechbrain_peer.nnet.tcn import ConvBlock
 from speechbrain_peer.training.fine_tuning import start_from
@@ -46,6 +47,24 @@ def test_a_causal_training_starts_from_a_model_that_looks_ahead(trained, caplog)
     assert not new[0].any() and torch.equal(new[1:], old[:2])
     name = "speaker_encoder.tcn.blocks.0.depth_weight"  # an enrollment is there whole
     assert torch.equal(backbone.state_dict()[name], modules.state_dict()[name])
+
+
+def test_a_public_checkpoint_looks_ahead(tmp_path, caplog):
+    public, args = PUBLIC["td_speakerbeam"]
+    path, state = tmp_path / "public.pth", public.public_state(args)
+    torch.save({"model_args": args, "state_dict": state}, path)
+    text = (ROOT / "hparams/td_speakerbeam.yaml").read_text(encoding="utf-8")
+    sizes = {"results_folder": str(tmp_path), **public.sizes(args)}
+    ahead, causal = (build(text, causal=x, **sizes) for x in (False, True))
+    caplog.set_level(logging.INFO)
+    start_from(ahead, path, 8000)
+    assert "looks ahead" not in caplog.text
+    start_from(causal, path, 8000)
+    assert "looks ahead; its taps that do are left out" in caplog.text
+    assert "other settings" not in caplog.text
+    name = "separator.tcn.blocks.1.depth_weight"
+    old, new = ahead.state_dict()[name], causal.state_dict()[name]
+    assert not new[0].any() and torch.equal(new[1:], old[:2])
 
 
 def test_of_a_causal_model_nothing_moves():

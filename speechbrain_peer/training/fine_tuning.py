@@ -31,7 +31,7 @@ from speechbrain_peer.training.checkpoints import (
     listed,
     shape_of,
 )
-from speechbrain_peer.training.look_back import look_back
+from speechbrain_peer.training.look_back import look_back, looking_ahead
 from speechbrain_peer.training.raised_rate import raise_rate
 from speechbrain_peer.utils.files import DataError
 
@@ -164,7 +164,9 @@ def read_trained(path, modules, trust=False):
     """
     if Path(path).is_file():
         backbone = without_predictors(copy.deepcopy(modules))
-        return load_public(path, backbone)
+        stages, rate = load_public(path, backbone)
+        # All that is public does, whatever the training is to make of it.
+        return looking_ahead(stages), rate
     if Path(path, "save").is_dir():
         return load_run(path, trust)
     modules, hparams = load_model(path, trust=trust)

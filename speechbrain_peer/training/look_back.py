@@ -48,6 +48,25 @@ def look_back(weights, trained, modules):
     return bool(found)
 
 
+def looking_ahead(modules):
+    """Marks stages as those of a network that looks ahead; they get its weights.
+
+    Arguments
+    ---------
+    modules : torch.nn.Module
+        May be causal; changed, and for `look_back` only.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same.
+    """
+    for module in modules.modules():
+        if hasattr(module, "causal"):
+            module.causal = False
+    return modules
+
+
 def _is_causal(block):
     """None where it is no such block."""
     return block.causal if isinstance(block, ConvBlock) else None
