@@ -472,6 +472,21 @@ def test_schedules_go_on_exactly_after_a_resume(tmp_path, end_of_epoch):
     assert list(third["stopper"]) == []
 
 
+def test_linear_decay_may_be_checkpointed(tmp_path):
+    """As in a YAML whose schedule is overridden by it."""
+    for found in (False, True):
+        checkpointer = SafeCheckpointer(tmp_path, {"decay": LinearDecay(1.0, 7, 10)})
+        assert (checkpointer.recover_if_possible() is not None) == found
+        checkpointer.save_and_keep_only()
+
+
+def test_what_cannot_be_saved_is_told_before_the_training(tmp_path):
+    schedule = speechbrain_schedulers.LinearScheduler(1.0, 0.1, 10)
+    checkpointer = SafeCheckpointer(tmp_path, {"lr_scheduler": schedule})
+    with pytest.raises(DataError, match="lr_scheduler is a LinearScheduler, which"):
+        checkpointer.recover_if_possible()
+
+
 def test_linear_decay_holds_the_rate_and_ends_near_zero():
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     decay = LinearDecay(lr=1.0, start=7, end=10)

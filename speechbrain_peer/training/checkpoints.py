@@ -5,7 +5,9 @@ import shutil
 
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
+    DEFAULT_SAVE_HOOKS,
     Checkpointer,
+    get_default_hook,
     torch_patched_state_dict_load,
 )
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
@@ -167,8 +169,10 @@ class SafeCheckpointer(Checkpointer):
         Raises
         ------
         DataError
-            If it does not fit the recoverables, or none of the checkpoints can be read.
+            If it does not fit the recoverables, none of the checkpoints can be read, or
+            one of the recoverables cannot be saved.
         """
+        self._check_can_save()
         for checkpoint in self.find_checkpoints(*args, **kwargs):
             try:
                 self.load_checkpoint(checkpoint)
@@ -268,6 +272,17 @@ class SafeCheckpointer(Checkpointer):
             name: final / path.name for name, path in checkpoint.paramfiles.items()
         }
         return checkpoint._replace(path=final, paramfiles=paramfiles)
+
+    def _check_can_save(self):
+        """Before any work: the base class finds out when it saves."""
+        for name, recoverable in self.recoverables.items():
+            hook = get_default_hook(recoverable, DEFAULT_SAVE_HOOKS)
+            if hook is None and name not in self.custom_save_hooks:
+                kind = type(recoverable).__name__
+                raise DataError(
+                    f"checkpointer: {name} is a {kind}, which cannot be saved: give it "
+                    "SpeechBrain's checkpoint hooks, or take it out of `recoverables`"
+                )
 
     def _set_aside(self, folder, error):
         """Lists a checkpoint no more; the next save removes it."""

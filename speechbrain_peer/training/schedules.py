@@ -7,7 +7,11 @@ better, and neither is NaN.
 
 from speechbrain.nnet import schedulers
 from speechbrain.utils import epoch_loop
-from speechbrain.utils.checkpoints import register_checkpoint_hooks
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -134,11 +138,13 @@ class ReduceLROnPlateau(schedulers.ReduceLROnPlateau):
         return current_lr, next_lr
 
 
+@register_checkpoint_hooks
 class LinearDecay:
     """Hold the learning rate, and lower it to (almost) zero over the last epochs.
 
     The last part of a training of known length, at small steps, is worth more than as
-    many epochs at full rate. It has no state: a resumed training goes on with it.
+    many epochs at full rate. It has no state: a resumed training goes on with it. Yet
+    it may be among what is checkpointed, in place of a schedule that has one.
 
     Arguments
     ---------
@@ -190,3 +196,27 @@ class LinearDecay:
         del current_loss
         left = (self.end - current_epoch) / (self.end + 1 - self.start)
         return optim_list[0].param_groups[0]["lr"], self.lr * min(1.0, left)
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes what it is, which nothing reads.
+
+        Arguments
+        ---------
+        path : str or Path
+            The file.
+        """
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"{type(self).__name__}: {self.lr}, {self.start}, {self.end}\n")
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Does nothing, as there is no state.
+
+        Arguments
+        ---------
+        path : str or Path
+            The file.
+        end_of_epoch : bool
+            Not used.
+        """
