@@ -1,12 +1,15 @@
 """A beamformer led by what a model extracts, for microphones of one room.
 
-One filter for each microphone lets the target through as the first one hears it, and as
-little of the rest as can be (Souden, Benesty and Affes, 2010). It needs no more than to
-know where and when the target is; that tell the estimates.
+Filters let the target through as one microphone hears it, and as little of the rest as
+can be (Souden, Benesty and Affes, 2010). They need no more than to know where and when
+the target is; that tell the estimates. The frame before of each microphone counts as
+that of a further one (as in multi-frame MVDR, Huang and Benesty, 2012): a room rings
+for longer than a window.
 """
 
 import numpy as np
 import torch
+from torch import nn
 
 WINDOW, HOP = 0.128, 0.032  # seconds; a room rings for longer than usual windows
 
@@ -24,7 +27,8 @@ def beamform(mixtures, estimates, sample_rate, references=(0,)):
     """The minimum variance distortionless response beamformer of Souden et al.
 
     A mask for each microphone tells which share of the energy the estimate has; their
-    mean gives the covariances of the talker and of the rest.
+    geometric mean, which is low where one of them is, gives the covariances of the
+    talker and of the rest.
 
     Arguments
     ---------
@@ -40,16 +44,23 @@ def beamform(mixtures, estimates, sample_rate, references=(0,)):
     Returns
     -------
     np.ndarray
-        What these hear of the talker, float32, (references, time).
+        What these hear of the talker, float32, (references, time); up to 4 dB quieter,
+        as of two frames it is not quite one signal.
     """
-    from torchaudio.transforms import PSD, SoudenMVDR
+    from torchaudio.functional import apply_beamforming, mvdr_weights_souden
 
     heard, found = (_spectra(x, sample_rate) for x in (mixtures, estimates))
     energy, rest = found.abs().square(), (heard - found).abs().square()
-    mask = (energy / (energy + rest).clamp(min=1e-12)).mean(0)
-    covariance, filtered = PSD(), SoudenMVDR()
-    talker, others = covariance(heard, mask), covariance(heard, 1 - mask)
-    beams = torch.stack([filtered(heard, talker, others, k) for k in references])
+    shares = energy / (energy + rest).clamp(min=1e-12)
+    mask = shares.prod(0) ** (1 / len(shares))
+    before = nn.functional.pad(heard, (1, 0))[..., :-1]
+    seen = torch.cat((heard, before))
+    talker, others = (
+        torch.einsum("cft,dft->fcd", share * seen, seen.conj())
+        for share in (mask, 1 - mask)
+    )
+    filters = (mvdr_weights_souden(talker, others, k) for k in references)
+    beams = torch.stack([apply_beamforming(weights, seen) for weights in filters])
     length = mixtures.shape[-1]
     return torch.istft(beams, **_stft(sample_rate), length=length).float().numpy()
 

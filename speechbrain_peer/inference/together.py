@@ -38,7 +38,7 @@ from speechbrain_peer.peer_learning.exchange import (
     extract_together,
 )
 from speechbrain_peer.peer_learning.quality import extract_by_quality
-from speechbrain_peer.utils.signal import set_level
+from speechbrain_peer.utils.signal import match_level, set_level
 
 logger = get_logger(__name__)
 
@@ -46,6 +46,10 @@ logger = get_logger(__name__)
 MOST_DELAY = 0.05  # of the talker between two microphones: 17 m of way
 FADE = 0.02  # where a recording begins or ends
 LEAST_IN_ROOM = 1.0  # of a recording, to tell whether it is a microphone of a room
+
+PASSES = 2
+"""How often microphones of a room and their beams lend to each other. On dev the second
+time adds 0.2 dB to the beam, a third 0.1 with two microphones and nothing with four."""
 
 # Estimates hold others, too: loud frequencies, where the talker is, count more.
 WHITENING = 0.5
@@ -163,15 +167,20 @@ class ChunksTogether:
         """What the first of the microphones of a room hears of the talker, (samples,).
 
         Each microphone and its own beam are two recordings of one target with other
-        rests, which is what lending is for: they give the masks of the last beam.
+        rests, which is what lending is for: they give the masks of the next beam.
         """
         rate, count = self.sample_rate, len(signals)
-        beams = beamform(signals, alone, rate, range(count))
-        pairs = self._waveforms(np.stack((signals, beams)))
         voices = repeat_voice(self.embedding, count)
-        lent = extract_together(self.modules, pairs, voices).float().mean(0)
-        lent = set_level(lent, pairs[1], level=self.level)
-        return beamform(signals, lent.cpu().numpy(), rate)[0]
+        found = alone
+        for _ in range(PASSES):
+            beams = beamform(signals, found, rate, range(count))
+            pairs = self._waveforms(np.stack((signals, beams)))
+            lent = extract_together(self.modules, pairs, voices).float().mean(0)
+            # That of the beams, which are quieter than the talker: masks of louder
+            # estimates let through more of the others, and lose 0.3 to 0.5 dB on dev.
+            found = match_level(lent, pairs[1]).cpu().numpy()
+        beam = torch.from_numpy(beamform(signals, found, rate))
+        return match_level(beam, torch.from_numpy(signals[:1]))[0].numpy()
 
     def find_delays(self, alone):
         """Delays of a chunk; where the talker is not heard, those of the last one.
