@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,11 @@ from speechbrain_peer.inference.recordings import (
     resample_blocks,
     resampled_length,
 )
-from speechbrain_peer.inference.writing import Encoding, write_blocks
+from speechbrain_peer.inference.writing import (
+    Encoding,
+    record_blocks,
+    write_blocks,
+)
 from speechbrain_peer.peer_learning.exchange import extract
 from speechbrain_peer.utils.audio import AudioError
 from speechbrain_peer.utils.signal import si_snr
@@ -53,6 +58,24 @@ def babble(seconds, channels=1, rate=SAMPLE_RATE, seed=0):
     length = int(seconds * rate)
     noise = rng.standard_normal((length, channels))
     return np.float32(noise * syllables[:length, None])
+
+
+def test_what_is_before_a_chunk_is_not_kept():
+    class Block(np.ndarray):
+        """An array that there can be a weak reference to."""
+
+    seen = []
+
+    def blocks():
+        for k in range(100):
+            alive = sum(block() is not None for block in seen)
+            assert alive <= max(2, k - 97)  # the last one, and those of the chunk
+            block = np.full((10, 1), k).view(Block)
+            seen.append(weakref.ref(block))
+            yield block
+
+    (chunk,) = cut_chunks(blocks(), [(985, 1000)])
+    assert chunk[:, 0].tolist() == [98] * 5 + [99] * 10
 
 
 def random_blocks(samples, seed=0):
@@ -338,6 +361,17 @@ def files_of_at_most(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_a_full_disk_holds_of_a_live_signal_is_kept(tmp_path):
+    for name in ("live.wav", "live.aiff"):
+        path = tmp_path / name
+        with files_of_at_most(100_000), pytest.raises(OSError, match="large"):
+            with record_blocks(path, SAMPLE_RATE, 1) as write:
+                for _ in range(100):
+                    write(np.full((1000, 1), 0.5))
+        samples, _ = soundfile.read(path)
+        assert 24_000 < len(samples) <= 25_000 and (samples == 0.5).all()
 
 
 @pytest.mark.parametrize("size", [1_000_000, 2_000_000])

@@ -7,9 +7,11 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +164,39 @@ def test_the_residual_is_the_rest_of_the_recording(model, here):
         mixture = talk if rows == 2 else talk.mean(1, keepdims=True)
         np.testing.assert_allclose(one + rest, mixture, atol=1e-6)
         assert one.any() and rest.any()
+
+
+def test_the_residual_goes_to_no_pipe(model, here, capsys):
+    write_noise(here / "talk.wav")
+    assert extract(model, "talk.wav", "-o", "one.wav", "--residual", "-") == 1
+    assert "--residual -: give a file, or a folder" in capsys.readouterr().err
+    assert not (here / "one.wav").exists()
+
+
+@pytest.mark.parametrize("option", ["-o", "--residual"])
+def test_an_output_in_a_file_is_refused_before_any_work(model, here, option, capsys):
+    write_noise(here / "talk.wav")
+    (here / "notes").write_text("kept")
+    assert extract(model, "talk.wav", option, "notes/deep/one.wav") == 1
+    assert "notes is a file, not a folder" in capsys.readouterr().err
+    assert not (here / "talk_target.wav").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_names_that_are_no_utf_8(model, here):
+    """Whatever they are, they are read, and told as they are."""
+    (here / "in").mkdir()
+    write_noise(here / "in/a.wav")
+    os.rename(here / "in/a.wav", os.fsencode(here) + b"/in/b\xe9.wav")
+    command = [sys.executable, "-m", "speechbrain_peer.cli", "extract", "in"]
+    found = subprocess.run(
+        [*command, "-e", "voice.wav", "-m", str(model), "-o", "out"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith(b"out/b\xe9.wav\t")
+    assert os.listdir(os.fsencode(here / "out")) == [b"b\xe9.wav"]
 
 
 class Piped:

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from tiny_model import export, export_causal
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.cli import live_session
 from speechbrain_peer.cli.__main__ import main
+from speechbrain_peer.cli.access import OnlyWithToken
 from speechbrain_peer.cli.limits import Limits
 from speechbrain_peer.cli.server import build_app
 
@@ -187,6 +190,7 @@ def test_enrollments_that_cannot_be_used(client, content, told):
     ("settings", "message", "code", "told"),
     [
         ({"rate": 5}, b"", 1008, "audio has 1000 to 768000 Hz"),
+        ({"rate": 300007}, b"", 1008, "no simple ratio to the 8000 Hz"),
         ({"format": "mp3"}, b"", 1008, "format: choose one of s16le, f32le"),
         ({"channels": 9}, b"", 1008, "channels: 1 to 8"),
         ({}, b"odd", 1007, "3 bytes end within a sample"),
@@ -330,6 +334,46 @@ def test_a_token(model):
     with live(client, "anna", token="secret") as socket:
         with pytest.raises(WebSocketDisconnect, match="no such voice"):
             binary(socket)
+
+
+def test_an_empty_token_is_none(folder, monkeypatch, capsys):
+    """As a variable in a compose file is that has not been set."""
+    served = []
+    monkeypatch.setenv("TSE_TOKEN", "")
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: served.append(app))
+    assert main(["serve", "-m", str(folder), "--host", "0.0.0.0"]) == 0
+    token = capsys.readouterr().out.splitlines()[0].removeprefix("token: ")
+    client = TestClient(served[0], base_url=f"http://{HOST}")
+    assert client.get("/").status_code == 401
+    headers = {"Authorization": f"Bearer {token}"}
+    assert client.get("/", headers=headers).status_code == 200
+    with pytest.raises(ValueError, match="the token is empty"):
+        OnlyWithToken(served[0], "")
+
+
+def test_streams_go_on_while_a_file_is_extracted(model, monkeypatch):
+    """One thread for streams is not taken up by files."""
+    client = limited(model)
+    voice = enroll(client)
+    began, ended = threading.Event(), threading.Event()
+
+    def extract_file(self, recording, **options):
+        began.set()
+        ended.wait(20)
+        raise ValueError("ended")
+
+    monkeypatch.setattr(TargetSpeechExtraction, "extract_file", extract_file)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(
+            client.post, f"/extract?voice={voice}", content=wav(MEETING)
+        )
+        assert began.wait(20)
+        with live(client, voice) as socket:
+            socket.send_bytes(bytes(640))
+            binary(socket)
+            assert not reply.done()
+        ended.set()
+        assert reply.result().status_code == 400
 
 
 def test_without_a_token_other_sites_may_not_ask(client):

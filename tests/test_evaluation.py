@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tiny_model import build, export, write_run
 
@@ -15,6 +16,7 @@ from speechbrain_peer.data.manifests import read_manifest, write_manifest
 from speechbrain_peer.evaluation import conditions
 from speechbrain_peer.evaluation.calibration import calibrate
 from speechbrain_peer.evaluation.long_files import compare_chunks, join_trials
+from speechbrain_peer.evaluation.tables import write_tables
 from speechbrain_peer.evaluation.trial_scores import error_rates, score_trials
 from speechbrain_peer.evaluation.trials import (
     absent_target,
@@ -53,6 +55,44 @@ def test_a_training_manifest_is_no_test_set(prepared, tmp_path):
     write_manifest(tmp_path / "empty.json", {})
     with pytest.raises(DataError, match=r"empty\.json: holds no rows"):
         read_trials(tmp_path / "empty.json", prepared.data_root, RATE)
+
+
+def test_rows_that_are_no_trial_are_told(prepared, tmp_path):
+    rows = read_manifest(prepared.manifests["test"], prepared.data_root)
+    item, row = next(iter(rows.items()))
+    short, silent = tmp_path / "short.wav", tmp_path / "silent.wav"
+    soundfile.write(short, np.ones(800), RATE)
+    soundfile.write(silent, np.zeros(8000), RATE)
+    alone = {**row, "interferers": []}
+    uneven = {**row, "target": {**row["target"], "path": str(short)}}
+    quiet = {**row, "enrollment": str(silent), "enrollment_length": 8000}
+    path = tmp_path / "rows.json"
+    for changed, told in (
+        (alone, "has no interferers"),
+        (uneven, "noise have 800, "),
+        (quiet, "its enrollment is silent"),
+    ):
+        write_manifest(path, {item: changed})
+        with pytest.raises(DataError, match=f"{item}: .*{told}"):
+            read_trials(path, prepared.data_root, RATE)
+    path.write_bytes(path.read_bytes().replace(b"silent", b"s\xe9lent"))
+    with pytest.raises(DataError, match=r"rows\.json: is no manifest"):
+        read_trials(path, None, RATE)
+
+
+def test_trials_of_two_and_three_talkers_are_joined_apart(trials):
+    more = list(vary(trials, third_talker(trials)))
+    joined = join_trials([*trials, *more], 0.5, RATE)
+    assert {len(trial.interferers) for trial in joined} == {1, 2}
+
+
+def test_what_is_not_measured_is_null(tmp_path):
+    """JSON knows no NaN."""
+    row = {"item": "a", "pesq": math.nan}
+    write_tables(tmp_path, "found", "|", {"pesq": [math.nan, 0.0]}, [row])
+    assert json.loads((tmp_path / "found.json").read_text()) == {"pesq": [None, 0.0]}
+    assert "NaN" not in (tmp_path / "found.json").read_text()
+    assert (tmp_path / "found.csv").read_text() == "item,pesq\na,\n"
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25, 0.0])

@@ -387,6 +387,13 @@ def test_another_yaml_of_the_folder_is_loaded(tmp_path):
         TargetSpeechExtraction.from_hparams(tmp_path / "model")
 
 
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
+def test_weights_stay_float32(model, change):
+    with pytest.raises(ValueError, match=r"weights stay float32.*precision"):
+        getattr(model, change)()
+    assert model.extract_batch(noise(1, 800), noise(1, 800)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("overrides", [{"sample_rate": 16000}, "sample_rate: 16000"])
 def test_entries_of_the_yaml_are_overridden(tmp_path, overrides):
     export(tmp_path / "model")
@@ -409,10 +416,16 @@ def test_an_override_inside_of_a_stage(tmp_path):
             "sample_rate: !apply:os.system [touch bad]",
             "!apply:os.system is not allowed",
         ),
-        ({"sample_rate": "!apply:os.system"}, None),
+        # A text of which nothing is made.
+        (
+            {"sample_rate": "!apply:os.system"},
+            "its sample_rate, '!apply:os.system', is",
+        ),
         ({"sample_rate": "(!!python/name:os.system)"}, "in parentheses is not allowed"),
         ({"separator": {"n_repeats": "<sample_rate>"}}, "without !ref"),
         ({"no_such": 1}, "cannot take the overrides.*no_such"),
+        ({"sample_rate": 8000.0}, "its sample_rate, 8000.0, is no whole number of Hz"),
+        ({"sample_rate": "fast"}, "its sample_rate, 'fast', is no whole number"),
         ({"sample_rate": {"deep": 1}}, "cannot take the overrides"),
         ("sample_rate: [", "cannot take the overrides"),
         ("sample_rate", "cannot take the overrides"),
@@ -422,11 +435,8 @@ def test_an_override_inside_of_a_stage(tmp_path):
 def test_overrides_are_checked_as_the_yaml(tmp_path, monkeypatch, overrides, message):
     monkeypatch.chdir(tmp_path)
     export(tmp_path / "model")
-    if message is None:  # a text of which nothing is made
+    with pytest.raises(ValueError, match=message):
         load_model(tmp_path / "model", overrides=overrides)
-    else:
-        with pytest.raises(ValueError, match=message):
-            load_model(tmp_path / "model", overrides=overrides)
     assert not (tmp_path / "bad").exists()
 
 

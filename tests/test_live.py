@@ -444,8 +444,14 @@ def test_what_cannot_be_used_is_told(model):
     for rate in (0, 10, 10**7, 8000.5):
         with pytest.raises(ValueError, match="audio has 1000 to 768000 Hz"):
             model.stream(voice=VOICE, rate=rate)
-    with pytest.raises(ValueError, match="at least one sample"):
-        model.stream(voice=VOICE, block=0)
+    with pytest.raises(ValueError, match="44101: it has no simple ratio to the 8000"):
+        model.stream(voice=VOICE, rate=44101)
+    for block in (0, 0.5, 80.5):
+        with pytest.raises(ValueError, match="whole number of samples"):
+            model.stream(voice=VOICE, block=block)
+    # As sound cards tell their rates.
+    stream = model.stream(voice=VOICE, rate=44100.0, block=441.0)
+    assert stream.push(noise(441)).shape == (441,) and stream.rate == 44100
 
 
 def test_a_model_that_looks_ahead_says_what_to_train():

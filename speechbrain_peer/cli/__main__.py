@@ -4,6 +4,7 @@ Modules of commands import PyTorch and the like when they run: help comes at onc
 """
 
 import argparse
+import io
 import signal
 import sys
 import threading
@@ -139,6 +140,9 @@ def main(arguments=None):
         with 2, as argparse has it.
     """
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Names of files go out as they are, UTF-8 or not.
+            sys.stdout.reconfigure(errors="surrogateescape")
         hide_warnings_of_others()
         options = build_parser().parse_args(arguments)
         return COMMANDS[options.command].run(options)

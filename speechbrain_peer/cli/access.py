@@ -22,14 +22,18 @@ class LocalOnly:
     ---------
     app : callable
         The ASGI application.
+    largest : int
+        Bytes of an upload.
     """
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, largest=LARGEST_UPLOAD):
+        self.app, self.largest = app, largest
 
     async def __call__(self, scope, receive, send):
         """Serves, or refuses with a status and a reason."""
-        refusal = _refusal(scope) if scope["type"] in ("http", "websocket") else None
+        refusal = None
+        if scope["type"] in ("http", "websocket"):
+            refusal = _refusal(scope, self.largest)
         if refusal is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
@@ -43,7 +47,7 @@ class LocalOnly:
             await send({"type": "websocket.close", "code": REFUSED})
 
 
-def _refusal(scope):
+def _refusal(scope, largest):
     """Status and reason, or None for what is served."""
     headers = dict(scope["headers"])
     host = headers.get(b"host", b"").decode("latin-1")
@@ -56,8 +60,8 @@ def _refusal(scope):
         length = headers.get(b"content-length")
         if length is None:
             return 411, "The length is missing."
-        if int(length) > LARGEST_UPLOAD:
-            return 413, f"Files may have up to {LARGEST_UPLOAD >> 20} MiB."
+        if int(length) > largest:
+            return 413, f"Files may have up to {largest >> 20} MiB."
     return None
 
 
@@ -79,9 +83,16 @@ class OnlyWithToken:
     app : callable
         The ASGI application.
     token : str
+
+    Raises
+    ------
+    ValueError
+        If it is empty, as it would be known to everybody.
     """
 
     def __init__(self, app, token):
+        if not token:
+            raise ValueError("the token is empty")
         self.app, self.token = app, token.encode()
 
     async def __call__(self, scope, receive, send):

@@ -299,10 +299,14 @@ def _writable(path):
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "target.wav")
-        yield path
-        with open(path, "rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        try:
+            yield path
+        finally:
+            # Also the beginning that `--keep-partial` leaves.
+            if path.exists():
+                with open(path, "rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
 
 
 def _reason(job, error):

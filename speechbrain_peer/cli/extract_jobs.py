@@ -61,6 +61,8 @@ def plan(inputs, enrollments, output=None, residual=None, voice=None, together=F
     several = len(inputs) > 1 or bool(folders)
     if several and PIPE in (*inputs, *(() if together else (output, residual))):
         raise DataError(f"{PIPE}: a pipe is for one recording alone; give files")
+    if residual == PIPE:
+        raise DataError(f"--residual {PIPE}: give a file, or a folder")
     if together and folders:
         raise DataError(
             f"{folders[0]}: is a folder; --together takes the files of one moment"

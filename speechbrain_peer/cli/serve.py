@@ -54,8 +54,8 @@ def add_arguments(parser):
         "--threads",
         type=whole_number(1),
         default=1,
-        help="cores to extract on, each for one session at a time (default: "
-        "%(default)s)",
+        help="that extract from streams, each from one at a time; files have one of "
+        "their own (default: %(default)s)",
     )
     add_model_options(add)
 
@@ -68,7 +68,7 @@ def run(options):
     from speechbrain_peer.cli.server import build_app, import_server
 
     uvicorn = import_server()  # before a model is loaded in vain
-    token = os.environ.get(TOKEN_VARIABLE)
+    token = os.environ.get(TOKEN_VARIABLE) or None  # an empty one is none
     if token is None and options.host not in LOOPBACK:
         import secrets
 

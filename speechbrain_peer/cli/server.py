@@ -18,7 +18,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from speechbrain_peer.cli.access import LocalOnly, OnlyWithToken
+from speechbrain_peer.cli.access import LARGEST_UPLOAD, LocalOnly, OnlyWithToken
 from speechbrain_peer.cli.limits import (
     REFUSED,
     UNUSABLE,
@@ -69,7 +69,7 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
     token : str or None
         Without one, the browser of this computer and programs on it are served alone.
     threads : int
-        That extract.
+        That extract from streams; files have one of their own.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
     from starlette.middleware import Middleware
 
     guard = (
-        Middleware(LocalOnly)
+        Middleware(LocalOnly, largest=max(limits.bytes, LARGEST_UPLOAD))
         if token is None
         else Middleware(OnlyWithToken, token=token)
     )
@@ -93,11 +93,16 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
     )
     places, voices = Places(limits.sessions), Voices(limits)
     app.state.places, app.state.voices = places, voices
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="extract")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="streams")
+    # An hour of a file must not stop the streams: files are done by one thread more.
+    file_pool = ThreadPoolExecutor(1, thread_name_prefix="files")
 
-    async def run(function, *arguments):
+    async def run(function, *arguments, pool=pool):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(pool, function, *arguments)
+
+    async def run_on_file(function, *arguments):
+        return await run(_named, function, *arguments, pool=file_pool)
 
     @app.exception_handler(Refusal)
     async def refuse(request, refusal):
@@ -117,7 +122,7 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
     async def add_voice(request: Request):
         with places.take():
             async with _uploaded(request, limits) as path:
-                voice = await run(_named, model.encode_speaker_files, path)
+                voice = await run_on_file(model.encode_speaker_files, path)
         return {"voice": voices.add(voice)}
 
     @app.delete("/voices/{name}", status_code=204)
@@ -129,7 +134,7 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
         found = voices.get(voice)
         with places.take():
             async with _uploaded(request, limits) as path:
-                file = await run(_named, _extract_file, path, model, found, limits)
+                file = await run_on_file(_extract_file, path, model, found, limits)
         return StreamingResponse(_chunks(file), media_type="audio/wav")
 
     app.websocket("/live")(live_endpoint(model, voices, places, run, threads))
@@ -139,15 +144,20 @@ def build_app(model, limits=Limits(), token=None, threads=1):  # noqa: B008
 @contextlib.asynccontextmanager
 async def _uploaded(request, limits):
     """The file that a request holds, gone when the context ends."""
+    from starlette.requests import ClientDisconnect
+
     with tempfile.TemporaryDirectory(prefix="tse-serve-") as folder:
         path, size = Path(folder, "recording"), 0
         with open(path, "wb") as file:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limits.bytes:
-                    told = f"files have up to {limits.bytes >> 20} MiB"
-                    raise Refusal(413, REFUSED, told)
-                file.write(chunk)
+            try:
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > limits.bytes:
+                        told = f"files have up to {limits.bytes >> 20} MiB"
+                        raise Refusal(413, REFUSED, told)
+                    file.write(chunk)
+            except ClientDisconnect:
+                raise Refusal(400, UNUSABLE, "the upload has ended early") from None
         yield path
 
 

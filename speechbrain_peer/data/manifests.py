@@ -250,7 +250,11 @@ def find_data_root(manifest):
     >>> find_data_root(manifest) == str(folder)
     True
     """
-    if DATA_ROOT not in Path(manifest).read_text(encoding="utf-8"):
+    try:
+        text = Path(manifest).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{manifest}: is no manifest, as it is not UTF-8") from error
+    if DATA_ROOT not in text:
         return None
     data_root = read_data_root(manifest)
     if data_root is None:

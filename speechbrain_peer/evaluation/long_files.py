@@ -22,7 +22,7 @@ def join_trials(trials, seconds, sample_rate):
     Arguments
     ---------
     trials : list of Trial
-        All with as many interferers.
+        Those of one target and with as many interferers are joined.
     seconds : float
         Length of a recording; what is left over is left out.
     sample_rate : int
@@ -35,9 +35,9 @@ def join_trials(trials, seconds, sample_rate):
     """
     of_speaker = defaultdict(list)
     for trial in trials:
-        of_speaker[trial.speakers[0]].append(trial)
+        of_speaker[trial.speakers[0], len(trial.interferers)].append(trial)
     length, recordings = round(seconds * sample_rate), []
-    for speaker, parts in of_speaker.items():
+    for (speaker, _), parts in of_speaker.items():
         tracks = [
             np.concatenate([signals[k] for signals in map(_tracks, parts)])
             for k in range(len(_tracks(parts[0])))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 from speechbrain_peer.utils.files import whole_file
@@ -24,8 +25,11 @@ def write_tables(folder, name, markdown, result, rows=None):
     rows : list of dict, optional
         The scores of every item, with the same keys in each.
     """
-    files = {f"{name}.md": markdown, f"{name}.json": json.dumps(result, indent=1)}
+    # JSON knows no NaN; see `_without_nan`.
+    text = json.dumps(_without_nan(result), indent=1, allow_nan=False)
+    files = {f"{name}.md": markdown, f"{name}.json": text}
     if rows:
+        rows = _without_nan(rows)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -34,3 +38,12 @@ def write_tables(folder, name, markdown, result, rows=None):
     for file, content in files.items():
         with whole_file(Path(folder, file)) as temporary:
             temporary.write_text(f"{content}\n", encoding="utf-8")
+
+
+def _without_nan(value):
+    """None in place of what has not been measured, such as PESQ without its package."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -64,7 +64,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
     Raises
     ------
     DataError
-        If it is not the manifest of such a set.
+        If it is not the manifest of such a set, or a row's signals cannot be a trial.
     """
 
     def read(path, length=-1):
@@ -98,6 +98,7 @@ def read_trials(manifest, data_root, sample_rate, most=None):
                 utterance=row["target"]["utterance"],
             )
         )
+        _check_trial(manifest, trials[-1])
     return trials
 
 
@@ -108,6 +109,20 @@ def _check_rows(manifest, rows):
         raise DataError(
             f"{manifest}: has no enrollments; give the manifest of a dev or test set"
         )
+
+
+def _check_trial(manifest, trial):
+    """Here, where its name is known, and before hours of others are scored."""
+    if not trial.interferers:
+        raise DataError(f"{manifest}: {trial.id}: has no interferers")
+    lengths = [len(x) for x in (trial.target, *trial.interferers, trial.noise)]
+    if len(set(lengths)) > 1:
+        raise DataError(
+            f"{manifest}: {trial.id}: its target, interferers and noise have "
+            f"{', '.join(map(str, lengths))} samples; make files of one length"
+        )
+    if not trial.enrollment.any():
+        raise DataError(f"{manifest}: {trial.id}: its enrollment is silent")
 
 
 def vary(trials, variation, seed=0):

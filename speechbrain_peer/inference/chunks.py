@@ -84,8 +84,10 @@ def cut_chunks(blocks, bounds):
     blocks, held, position = iter(blocks), [], 0
     for start, end in bounds:
         while position < end:
-            held.append(next(blocks))
-            position += len(held[-1])
+            block = next(blocks)
+            position += len(block)
+            if position > start:  # else it is in no chunk
+                held.append(block)
         samples = np.concatenate(held)[start - position :]
         yield samples[: end - start]
         held = [samples]

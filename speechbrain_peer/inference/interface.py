@@ -76,6 +76,11 @@ class TargetSpeechExtraction(OfFiles, Pretrained):
 
     def _apply(self, fn, recurse=True):
         """What `.to()` and its kind call; the base class would not follow."""
+        if fn(torch.zeros(1)).dtype != torch.float32:
+            raise ValueError(
+                "The weights stay float32; for faster arithmetic load the model with "
+                'run_opts={"precision": "bf16"}'
+            )
         super()._apply(fn, recurse)
         device = next(self.mods.parameters()).device
         self.device, self.device_type = str(device), device.type

@@ -21,10 +21,13 @@ from speechbrain_peer.inference.presence import (
     recent_energies,
     tell_presence,
 )
-from speechbrain_peer.inference.resampling import HALF_WIDTH, StreamResampler
+from speechbrain_peer.inference.resampling import (
+    HALF_WIDTH,
+    StreamResampler,
+    check_rate,
+)
 from speechbrain_peer.nnet.voice import Frames, features_of, repeat_voice
 from speechbrain_peer.peer_learning import streams
-from speechbrain_peer.utils.audio import SAMPLE_RATES
 from speechbrain_peer.utils.signal import match_level_so_far
 
 
@@ -86,14 +89,12 @@ class Stream:
     def __init__(self, model, voice, rate=None, block=None):
         check_causal(model.mods)
         self.model_rate = model.hparams.sample_rate
-        self.rate = self.model_rate if rate is None else rate
-        if self.rate not in SAMPLE_RATES:
-            raise ValueError(
-                f"rate {rate}: audio has {SAMPLE_RATES[0]} to {SAMPLE_RATES[-1]} Hz"
-            )
-        if block is not None and block < 1:
-            raise ValueError(f"block {block}: give at least one sample")
-        self.block = block
+        self.rate = (
+            self.model_rate if rate is None else check_rate(self.model_rate, rate)
+        )
+        if block is not None and (block < 1 or block != int(block)):
+            raise ValueError(f"block {block}: give a whole number of samples from 1 on")
+        self.block = None if block is None else int(block)
         self._model = model
         dtype = AMPConfig.from_name(model.precision).dtype
         # Of its own: the model's may be entered in another thread.

@@ -214,6 +214,8 @@ class OfFiles:
         outputs = [path for path in (output_path, residual_path) if path is not None]
         for path in outputs:
             check_output(path, inputs)
+        if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+            raise AudioError(f"{output_path}: would be written twice")
         with contextlib.ExitStack() as stack:
             recordings = open_all(mixtures, channels, stack)
             mixture = recordings[0]
@@ -241,18 +243,18 @@ class OfFiles:
                     keep_partial and bool(outputs),
                 )
             blocks = partial(estimate.blocks_of, mixture)
-            if residual_path is not None:
-                write_blocks(
-                    residual_path,
-                    lambda: subtract_blocks(heard(mixture, channels), blocks()),
-                    encodings[residual_path],
-                )
             if output_path is not None:
                 write_blocks(output_path, blocks, encodings[output_path])
                 result = output_path
             else:
                 result = torch.from_numpy(np.concatenate(list(blocks())).T)
                 result = result if channels == "each" else result[0]
+            if residual_path is not None:
+                write_blocks(
+                    residual_path,
+                    lambda: subtract_blocks(heard(mixture, channels), blocks()),
+                    encodings[residual_path],
+                )
             if estimate.interrupted:
                 seconds = estimate.samples / rate
                 logger.warning(f"{outputs[0]}: holds the first {seconds:.0f} s")

@@ -12,11 +12,54 @@ import numpy as np
 import torch
 from scipy.signal import firwin, upfirdn
 
+from speechbrain_peer.utils.audio import SAMPLE_RATES
+
 HALF_WIDTH = 10
 """Samples of the lower rate that the filter reads ahead, as `resample_poly` does."""
 
 KAISER_BETA = 5.0
 """The filter's window, `resample_poly`'s."""
+
+LARGEST_RATIO = 2000
+"""Between a stream's rate and the model's, as a fraction of whole numbers; 44.1 and 16
+kHz have 441. What resamples is as long."""
+
+
+def check_rate(model_rate, rate):
+    """Refuses rates that no audio has, or that take a filter of seconds to resample.
+
+    Arguments
+    ---------
+    model_rate : int
+        In Hz.
+    rate : int or float
+        Of a stream, in Hz.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If it cannot be the rate of a stream.
+
+    Example
+    -------
+    >>> check_rate(16000, 44100.0)
+    44100
+    """
+    if rate not in SAMPLE_RATES:
+        raise ValueError(
+            f"rate {rate}: audio has {SAMPLE_RATES[0]} to {SAMPLE_RATES[-1]} Hz"
+        )
+    rate = int(rate)
+    if max(rate, model_rate) // math.gcd(rate, model_rate) > LARGEST_RATIO:
+        raise ValueError(
+            f"rate {rate}: it has no simple ratio to the {model_rate} Hz of the model; "
+            "use a common one, such as 16000, 44100 or 48000 Hz"
+        )
+    return rate
 
 
 class StreamResampler:

@@ -75,11 +75,15 @@ def check_output(path, inputs):
     Raises
     ------
     AudioError
-        If the suffix is of no audio format, or `path` is an input or a folder.
+        If the suffix is of no audio format, or `path` is an input or a folder, or lies
+        in a file.
     """
     _usual_encoding(path)
     if os.path.isdir(path):
         raise AudioError(f"{path}: is a folder; give the name of a file")
+    above = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise AudioError(f"{path}: {above} is a file, not a folder")
     for file in inputs:
         if (
             os.path.exists(path)
@@ -172,9 +176,9 @@ def write_blocks(path, blocks, encoding):
 def record_blocks(path, sample_rate, channels):
     """Opens an audio file to be written as a live signal comes.
 
-    It appears, whole, when the context ends, also by an error or Ctrl+C: a live signal
-    does not come again. Samples are floating point where the format has that; elsewhere
-    those beyond full scale are clipped.
+    It appears, whole, when the context ends, also by an error or Ctrl+C, and on a full
+    disk with what that holds: a live signal does not come again. Samples are floating
+    point where the format has that; elsewhere those beyond full scale are clipped.
 
     Arguments
     ---------
@@ -209,7 +213,8 @@ def record_blocks(path, sample_rate, channels):
         subtype = "FLOAT"
     encoding = Encoding(format, subtype, sample_rate, channels)
     _check_encoding(path, encoding)
-    ended, left = None, LONGEST_WAV // (channels * 4) if format == "WAV" else math.inf
+    left = LONGEST_WAV // (channels * 4) if format == "WAV" else math.inf
+    ended, full = None, False
     with whole_file(path) as temporary, _Sink(temporary, "w") as sink:
         with _writer(sink, encoding) as file:
 
@@ -224,8 +229,10 @@ def record_blocks(path, sample_rate, channels):
             try:
                 yield write
             except BaseException as error:
-                ended = error
-        sink.check()
+                ended, full = error, sink.error is not None
+        # What a full disk holds is kept; for the header, which is there, it has room.
+        if not full:
+            sink.check()
     if ended is not None:
         raise ended
 
@@ -236,13 +243,13 @@ class _Sink(io.FileIO):
     error = None
 
     def write(self, data):
-        """Writes all of it, or keeps the error."""
+        """Writes all of it, or keeps the first error."""
         rest = memoryview(data)
         try:
-            while rest and self.error is None:
+            while rest:
                 rest = rest[super().write(rest) :]
         except OSError as error:
-            self.error = error
+            self.error = self.error or error
         return len(data)
 
     def check(self):

@@ -11,6 +11,7 @@ from speechbrain.utils.data_utils import recursive_update
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, fetch, guess_source
 
 from speechbrain_peer.packaging.safe_yaml import build_yaml, check_yaml, read_text
+from speechbrain_peer.utils.audio import SAMPLE_RATES
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.folders import whole_one
 from speechbrain_peer.utils.messages import one_line
@@ -78,6 +79,7 @@ def load_model(
         text = _override(text, overrides, hparams_path)
     hparams = build_yaml(text, hparams_path, trust)
     level_of(hparams, hparams_path)
+    _check_rate(hparams, hparams_path)
     modules = stages_of(hparams, hparams_path)
     load_weights(modules, weights_path)
     return modules, hparams
@@ -104,6 +106,12 @@ def fetch_model(source, savedir=None, hparams_file=HPARAMS_FILE, revision=None):
     source, names = locate_model(source), (hparams_file, WEIGHTS_FILE)
     with _claimed(savedir, source, revision, names) as savedir:
         return tuple(_fetch(name, source, savedir, revision) for name in names)
+
+
+def _check_rate(hparams, name):
+    rate = hparams.get("sample_rate")
+    if rate is not None and not (isinstance(rate, int) and rate in SAMPLE_RATES):
+        raise DataError(f"{name}: its sample_rate, {rate!r}, is no whole number of Hz")
 
 
 def stages_of(hparams, name):

@@ -213,6 +213,8 @@ def _lowest(file):
 
 
 def _sound_file(file):
+    if isinstance(file, (str, os.PathLike)) and os.name != "nt":
+        file = os.fsencode(file)  # a name may be anything, not UTF-8 alone
     try:
         return soundfile.SoundFile(file)
     except TypeError:
