@@ -7,7 +7,7 @@ from rows import HPARAMS, build_row
 from speechbrain_peer import TargetSpeechExtraction
 from speechbrain_peer.models.bsrnn import MaskHead, Separator, SpeakerEncoder
 from speechbrain_peer.nnet.band_split import BandLinear, BandNorm, GridNorm
-from speechbrain_peer.nnet.lstm import Lstm
+from speechbrain_peer.nnet.lstm import Lstm, plain_lstm
 from speechbrain_peer.nnet.voice import Frames, features_of
 from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
@@ -232,6 +232,26 @@ def test_an_lstm_computes_with_the_weights_that_it_has_now():
         made(x)
         made.bias.add_(1)
         assert not torch.equal(made(x), lstm(x))
+
+
+def test_an_lstm_sees_what_a_fused_optimizer_has_done():
+    """Which changes weights without counting it, as other optimizers do."""
+    lstm, x = Lstm(5, 7, both_ways=True), noise(2, 9, 3, 5)
+    optimizer = torch.optim.Adam(lstm.parameters(), lr=0.1, fused=True)
+
+    @torch.no_grad()
+    def check():
+        weights = lstm.weight_ih, lstm.weight_hh, lstm.bias
+        expected = plain_lstm(x, None, lstm.init_state(2, 3), *weights)[0]
+        torch.testing.assert_close(lstm(x), expected, rtol=1e-4, atol=1e-5)
+
+    for _ in range(3):
+        lstm.eval()
+        check()
+        lstm.train()
+        lstm(x).square().sum().backward()
+        optimizer.step()
+        check()  # such as for own estimates
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 511, 513])

@@ -225,3 +225,15 @@ def test_steps_follow_parameters_that_change():
         block.in_slope.fill_(0.9)
     estimates = in_pieces(modules, mixtures, embeddings, [100])
     assert_near(estimates, in_one(modules, mixtures, embeddings))
+
+
+def test_steps_follow_a_fused_optimizer():
+    """Which changes weights without counting it, as other optimizers do."""
+    modules, mixtures, embeddings = causal(), noise(1, 400), noise(1, 16)
+    in_pieces(modules.eval(), mixtures, embeddings, [100])
+    optimizer = torch.optim.Adam(modules.parameters(), lr=0.01, fused=True)
+    extract(modules.train(), mixtures, embeddings).square().sum().backward()
+    optimizer.step()
+    for mode in (True, False):
+        estimates = in_pieces(modules.train(mode), mixtures, embeddings, [100])
+        assert_near(estimates, in_one(modules, mixtures, embeddings))

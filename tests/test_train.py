@@ -374,6 +374,26 @@ def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
     assert float(read_curves(resumed, without=())[1]["seconds"]) > 0.5
 
 
+def test_resume_with_accumulated_gradients_is_exact(run, train, monkeypatch):
+    settings = {"peers": "drawn", "grad_accumulation_factor": 2}
+    whole = run(experiment="whole", **settings)
+
+    def interrupt(brain, batch, outputs, loss, should_step):
+        if brain.optimizer_step == 4:  # the last, after a batch that waits for another
+            raise Interrupted
+
+    settings |= {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    settings["experiment"] = "resumed"
+    with monkeypatch.context() as patch:
+        patch.setattr(train.PeerBrain, "on_fit_batch_end", interrupt)
+        with pytest.raises(Interrupted):
+            run(**settings)
+    resumed = run(**settings)
+    assert resumed.optimizer_step == whole.optimizer_step == 4
+    assert torch.equal(weights(resumed), weights(whole))
+    assert read_curves(resumed) == read_curves(whole)
+
+
 def test_averages_of_the_weights_are_validated_tested_and_exported(run, tmp_path):
     """Those of batch norms' running statistics, too."""
     plain = run("spex_plus", experiment="plain", n_epochs=1)
@@ -417,6 +437,19 @@ def test_a_debug_run_says_so_and_stays_out_of_the_comparison(run):
     assert "A few batches (--debug) of Tones." in text
     with pytest.raises(DataError, match="--debug do not count"):
         find_runs([folder])
+
+
+def test_debug_replaces_no_training(run):
+    folder = Path(run(n_epochs=1).hparams.output_folder)
+    before = (folder / "metrics.json").read_bytes()
+    with pytest.raises(DataError, match="holds a training, whose results --debug"):
+        run("td_speakerbeam_pl", "--debug", n_epochs=1)
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def test_a_step_is_not_more_than_an_epoch(run):
+    with pytest.raises(DataError, match=r"grad_accumulation_factor \d+ or less"):
+        run(grad_accumulation_factor=50)
 
 
 def test_test_only_needs_a_trained_run(run):

@@ -199,7 +199,7 @@ class PeerBrain(SafeBrain):
         print(f"Figures: {folder}/curves.png, {folder}/examples/examples.png")
 
 
-def make_datasets(hparams, prepared):
+def make_datasets(hparams, prepared, batches_in_a_step):
     """Makes the training, validation and test set."""
     rate = hparams["sample_rate"]
     manifest = prepared.manifests[hparams["train_subset"]]
@@ -236,6 +236,12 @@ def make_datasets(hparams, prepared):
         raise DataError(
             f"{hparams['train_subset']} has {len(train)} training items{of_ranks}, "
             f"less than a batch: give --batch_size {share} or less"
+        )
+    batches = share // hparams["batch_size"]
+    if batches < batches_in_a_step:
+        raise DataError(
+            f"an epoch has {batches} batches, less than a step: give "
+            f"--grad_accumulation_factor {batches} or less"
         )
     # Only a model that learns to classify them has this key.
     n_speakers = hparams["training_items"].n_speakers
@@ -298,6 +304,11 @@ def run(options):
     has_best = hparams["checkpointer"].find_checkpoint(min_key="valid_loss")
     if run_opts.test_only and not has_best:
         raise DataError(f"{hparams['output_folder']} holds no checkpoint: train first")
+    if run_opts.debug and hparams["checkpointer"].find_checkpoint():
+        raise DataError(
+            f"{hparams['output_folder']} holds a training, whose results --debug would "
+            "replace: give another --experiment"
+        )
     sb.create_experiment_directory(
         hparams["output_folder"], options.hparams_file, options.overrides
     )
@@ -307,7 +318,9 @@ def run(options):
         start_from(modules, hparams["start_from"], hparams["sample_rate"])
     prepared = run_on_main(hparams["prepare"])
     hparams["corpus"] = hparams["corpus"] or prepared.corpus
-    train, valid, test = make_datasets(hparams, prepared)
+    train, valid, test = make_datasets(
+        hparams, prepared, run_opts.grad_accumulation_factor
+    )
     if starts and hparams["level"] == "network":
         start_level(modules, valid)
     if hparams["use_tensorboard"] and if_main_process():

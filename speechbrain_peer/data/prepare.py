@@ -175,9 +175,9 @@ def prepare_librimix(
     manifest_folder = Path(output_folder, "manifests", kind)
     data_root = str(data_folder or output_folder)
     paths = {name: str(manifest_folder / f"{name}.json") for name in subsets}
-    peers_path = (
-        str(manifest_folder / "train_peers.json") if peers == "listed" else None
-    )
+    peers_path = None
+    if (peers, mixtures) == ("listed", "listed"):
+        peers_path = str(manifest_folder / "train_peers.json")
     manifest_folder.mkdir(parents=True, exist_ok=True)
     # Two trainings that start together must not render the same files.
     with FileLock(Path(output_folder, ".prepare.lock")):

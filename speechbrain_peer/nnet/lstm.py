@@ -77,7 +77,7 @@ class Lstm(nn.Module):
             where the CPU multiplies it.
         """
         state = self.init_state(x.shape[0], x.shape[2])
-        return run_lstm(x, mask, state, *self._weights(), self._packed)[0]
+        return run_lstm(x, mask, state, *self._weights(), self._kept())[0]
 
     def init_state(self, outer, inner):
         """Memory of sequences that have not begun: two of (outer, inner, hidden)."""
@@ -105,7 +105,16 @@ class Lstm(nn.Module):
         """
         if not x.shape[1]:
             return x.new_zeros(*x.shape[:3], self.weight_hh.shape[-1]), state
-        return run_lstm(x, None, state, *self._weights(), self._packed)
+        return run_lstm(x, None, state, *self._weights(), self._kept())
+
+    def train(self, mode=True):
+        """As for any module."""
+        # Fused optimizers change weights without a trace.
+        self._packed = _Packed()
+        return super().train(mode)
+
+    def _kept(self):
+        return None if self.training else self._packed
 
     def _apply(self, *arguments, **options):
         # Weights that are converted may come to lie where the old ones were.

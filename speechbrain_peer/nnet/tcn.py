@@ -85,8 +85,16 @@ class ConvBlock(nn.Module):
         constant = (self.dilation, self.eps, self._prepare)
         return step_conv_block(x, state, self._block_parameters(), *constant)
 
+    def train(self, mode=True):
+        """As for any module."""
+        # Fused optimizers change weights without a trace.
+        self._prepared = None
+        return super().train(mode)
+
     def _prepare(self, parameters, dtype):
         """`prepare_block`, once until the parameters change."""
+        if self.training:
+            return prepare_block(parameters, dtype)
         key = (dtype, *((value.data_ptr(), value._version) for value in parameters))
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = key, prepare_block(parameters, dtype)

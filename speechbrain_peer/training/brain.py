@@ -190,6 +190,11 @@ class SafeBrain(sb.Brain):
             self.totals.add(seconds=now - self.started)
         self.started = now
 
+    def _should_save_intra_epoch_ckpt(self, *since):
+        # Gradients that wait for others of their step are not saved.
+        between = self.step % self.grad_accumulation_factor
+        return not between and super()._should_save_intra_epoch_ckpt(*since)
+
     def _save_intra_epoch_ckpt(self):
         self._stop_clock()
         # Only the main process saves.

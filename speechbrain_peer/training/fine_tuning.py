@@ -255,15 +255,17 @@ def _fill(modules, trained, path, raised):
 
 def _widen(theirs, ours):
     """A predictor2 that is to see more frames starts as the one that saw one."""
-    name = "predictor2.linear.weight"
-    if name not in ours or name not in theirs:
-        return
-    wanted, given = ours[name], theirs[name]
-    frames = wanted.shape[1] // given.shape[1]
-    if wanted.shape == (len(given), frames * given.shape[1]) and frames % 2:
-        wide = torch.zeros_like(wanted).unflatten(1, (frames, -1))
-        wide[:, frames // 2] = given
-        theirs[name] = wide.flatten(1)
+    for name in ours.keys() & theirs.keys():
+        # One matrix, or one for each kind of band.
+        if not name.startswith("predictor2.linear.weight"):
+            continue
+        wanted, given = ours[name], theirs[name]
+        frames = wanted.shape[-1] // given.shape[-1]
+        fits = wanted.shape == (*given.shape[:-1], frames * given.shape[-1])
+        if fits and frames > 1 and frames % 2:
+            wide = torch.zeros_like(wanted).unflatten(-1, (frames, -1))
+            wide[..., frames // 2, :] = given
+            theirs[name] = wide.flatten(-2)
 
 
 @torch.no_grad()
