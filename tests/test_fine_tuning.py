@@ -20,7 +20,7 @@ from speechbrain_peer.packaging.export import export_model
 from speechbrain_peer.packaging.loading import load_model
 from speechbrain_peer.peer_learning.exchange import PeerLearning, embed, extract
 from speechbrain_peer.training.checkpoints import SafeCheckpointer
-from speechbrain_peer.training.fine_tuning import start_from, start_level
+from speechbrain_peer.training.fine_tuning import _widen, start_from, start_level
 from speechbrain_peer.utils.files import DataError
 from speechbrain_peer.utils.signal import si_snr
 
@@ -174,6 +174,20 @@ def test_a_wider_predictor_starts_as_the_narrow_one(trained, tmp_path):
     start_from(modules, run, 8000)
     assert modules["predictor2"].linear.in_features == 5 * 32
     assert_extracts_the_same(modules, original)
+
+
+def test_a_wider_predictor_of_bands_starts_as_the_narrow_one(tmp_path):
+    text = (ROOT / "hparams/bsrnn_pl.yaml").read_text(encoding="utf-8")
+    sizes = {"channels": 4, "n_blocks": 1, "results_folder": str(tmp_path)}
+    narrow = build(text, **sizes)
+    wide = build(text, **sizes, seed=1, predictor2={"kernel_size": 3})
+    weights, ours = narrow.state_dict(), wide.state_dict()
+    _widen(weights, narrow, wide)
+    assert all(weights[name].shape == ours[name].shape for name in ours)
+    wide.load_state_dict(weights)
+    both = torch.randn(2, 5, 129, 4)  # p and p* of every bin
+    outputs = [modules["predictor2"](both) for modules in (narrow, wide)]
+    torch.testing.assert_close(*outputs)
 
 
 def test_a_run_without_checkpoint_is_no_start(trained, tmp_path):

@@ -217,7 +217,7 @@ def load_run(folder, trust=False):
 def _fill(modules, trained, path, raised):
     """Copies all weights, or raises; gives the names of new ones, and `look_back`'s."""
     ours, theirs = modules.state_dict(), trained.state_dict()
-    _widen(theirs, ours)
+    _widen(theirs, trained, modules)
     looks_back = look_back(theirs, trained, modules)
     if raised:
         try:
@@ -253,19 +253,25 @@ def _fill(modules, trained, path, raised):
     return new, looks_back
 
 
-def _widen(theirs, ours):
+@torch.no_grad()
+def _widen(theirs, trained, modules):
     """A predictor2 that is to see more frames starts as the one that saw one."""
-    for name in ours.keys() & theirs.keys():
-        # One matrix, or one for each kind of band.
-        if not name.startswith("predictor2.linear.weight"):
-            continue
-        wanted, given = ours[name], theirs[name]
-        frames = wanted.shape[-1] // given.shape[-1]
-        fits = wanted.shape == (*given.shape[:-1], frames * given.shape[-1])
-        if fits and frames > 1 and frames % 2:
-            wide = torch.zeros_like(wanted).unflatten(-1, (frames, -1))
-            wide[..., frames // 2, :] = given
-            theirs[name] = wide.flatten(-2)
+    if not {"predictor2"} <= trained.keys() & modules.keys():
+        return
+    linear = copy.deepcopy(modules["predictor2"].linear)
+    frames = modules["predictor2"].kernel_size
+    narrow, wide = (
+        [weight for weight, _ in maps.blocks()]
+        for maps in (trained["predictor2"].linear, linear)
+    )
+    shapes = [(*weight.shape[:3], frames * weight.shape[3]) for weight in narrow]
+    if [tuple(weight.shape) for weight in wide] != shapes:
+        return  # the sizes differ, which is told
+    for ours, given in zip(wide, narrow, strict=True):
+        ours.zero_().unflatten(3, (frames, -1))[:, :, :, frames // 2] = given
+    for name, weight in linear.named_parameters():
+        if name.startswith("weight"):
+            theirs[f"predictor2.linear.{name}"] = weight
 
 
 @torch.no_grad()
