@@ -146,6 +146,17 @@ def test_settings_that_differ_are_in_the_name(tmp_path):
     ]
 
 
+def test_options_of_objects_and_lists_that_differ_are_in_the_name(tmp_path):
+    """Such as rooms and speeds: they are no seeds of one system."""
+    rooms, plain = {"rooms_folder": "rooms"}, {"speeds": [100]}
+    write_run(tmp_path / "a", mixing=rooms, bands=[[15, 3]], seed=1)
+    write_run(tmp_path / "b", mixing=plain, bands=[[15, 3]], seed=2)
+    write_run(tmp_path / "c", mixing=plain, bands=[[10, 6]], seed=3)
+    ((a, b, c),) = names_below(tmp_path)
+    assert "mixing.rooms_folder given" in a + b + c
+    assert sum("bands ((10, 6),)" in name for name in (a, b, c)) == 1
+
+
 def test_a_setting_that_an_older_run_lacks_is_no_difference(tmp_path):
     write_run(tmp_path / "old", seed=1)
     write_run(tmp_path / "new", seed=2)

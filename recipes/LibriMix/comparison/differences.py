@@ -9,7 +9,7 @@ import math
 import statistics
 from typing import NamedTuple
 
-from recipes.LibriMix.comparison.systems import LENDING
+from recipes.LibriMix.comparison.systems import LENDING, differing_settings
 from recipes.LibriMix.comparison.tables import markdown_table, number
 from speechbrain_peer.data.layout import speaker_id
 from speechbrain_peer.evaluation.reports import SCORES_FILE
@@ -23,6 +23,8 @@ ADDITIONS = {
     "loss.imitation_weight": (0.0, "imitation"),
 }
 """Further settings: that of a control, and what another one is the effect of."""
+OF_THE_METHOD = ("exchange", "loss.", "peer_learning.", "predictor2.", *ADDITIONS)
+"""How the settings begin that peer learning adds to a control."""
 
 
 class Difference(NamedTuple):
@@ -116,6 +118,9 @@ def difference_table(rows):
 def _effect(run, control):
     """What a run adds to all that the control has; None where that is not one thing."""
     if (run.backbone, run.peers) != (control.backbone, control.peers):
+        return None
+    differing = differing_settings([run, control])
+    if not all(key.startswith(OF_THE_METHOD) for key in differing):
         return None
     added = []
     for key, (default, effect) in ADDITIONS.items():

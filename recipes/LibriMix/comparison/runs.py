@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from speechbrain_peer.data.enrolling import Enrolling
+from speechbrain_peer.data.mixing import Mixing
 from speechbrain_peer.packaging.loading import HPARAMS_FILE
 from speechbrain_peer.packaging.safe_yaml import read_yaml
 from speechbrain_peer.peer_learning.exchange import EXCHANGES, PeerLearning
 from speechbrain_peer.peer_learning.losses import PeerLoss
+from speechbrain_peer.peer_learning.predictors import Predictor
 from speechbrain_peer.utils.files import DataError
 
 METRICS_FILE = "metrics.json"
@@ -22,7 +25,14 @@ BACKBONES = {
     "speechbrain_peer.models.sepformer": "SepFormer",
     "speechbrain_peer.models.bsrnn": "BSRNN",
 }
-_WITH_OPTIONS = {"loss": PeerLoss, "peer_learning": PeerLearning}
+_WITH_OPTIONS = {
+    "loss": PeerLoss,
+    "peer_learning": PeerLearning,
+    "mixing": Mixing,
+    "enrolling": Enrolling,
+    "predictor2": Predictor,
+}
+_NO_VALUE = object()
 _MEANS = ("si_sdr", "si_sdri", "pesq", "stoi")
 _MIXTURE_MEANS = ("mixture_si_sdr", "mixture_pesq", "mixture_stoi")
 _NUMBER = (int, float, type(None))
@@ -36,8 +46,8 @@ class Run:
     folder: Path
     backbone: str
     settings: dict
-    """The YAML's plain values by key, and the options of loss and exchange as
-    `loss.<key>` and `peer_learning.<key>`."""
+    """The YAML's plain values and lists of them by key, and the options of loss,
+    exchange, drawn mixtures, enrollments and predictor 2, as `loss.<key>` and so on."""
     corpus: str
     items: int
     scores: dict
@@ -194,14 +204,24 @@ def _check_keys(mapping, kinds, path):
 
 
 def _plain(node):
-    """The entries of a YAML's node that are plain values; only a mapping has some."""
-    return {
-        key: value
-        for key, value in (node.items() if isinstance(node, dict) else ())
+    """A node's entries that are plain values, or lists; only a mapping has some."""
+    found = {}
+    for key, value in node.items() if isinstance(node, dict) else ():
         # A key with a tag is no text.
-        if isinstance(key, str)
-        and (value is None or isinstance(value, (str, int, float)))
-    }
+        if isinstance(key, str) and (plain := _plain_value(value)) is not _NO_VALUE:
+            found[key] = plain
+    return found
+
+
+def _plain_value(value):
+    """A plain value as it is, a list of them as a tuple, or `_NO_VALUE`."""
+    # With a tag, a list is the arguments of a call.
+    if isinstance(value, (list, tuple)) and _class_of(value) is None:
+        values = tuple(map(_plain_value, value))
+        return _NO_VALUE if _NO_VALUE in values else values
+    # Whole numbers are equal to those with a point.
+    plain = value is None or isinstance(value, (str, int, float))
+    return value if plain else _NO_VALUE
 
 
 def _defaults(function):

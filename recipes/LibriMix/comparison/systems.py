@@ -135,7 +135,7 @@ def _systems(runs):
         alike.setdefault((run.backbone, *_details(run)), []).append(run)
     systems = []
     for members in alike.values():
-        keys = _differing_settings(members)
+        keys = differing_settings(members)
         by_settings = {}
         for run in members:
             more = tuple(f"{key} {_setting(run, key)}" for key in keys)
@@ -160,15 +160,25 @@ def _name(run, more):
     return run.backbone + method + (f" ({details})" if details else "")
 
 
-def _differing_settings(runs):
-    """Keys of the settings that runs of one name have in different values.
+def differing_settings(runs):
+    """Finds the settings that runs have in different values.
 
     Runs of older versions lack the keys that came later; that is no difference.
+
+    Arguments
+    ---------
+    runs : list of Run
+
+    Returns
+    -------
+    list of str
+        Their keys.
     """
     values = {}
     for run in runs:
         for key in run.settings:
-            if key not in _IGNORED and not key.endswith("_folder"):
+            place = key.endswith("_folder") and not key.startswith("mixing.")
+            if key not in _IGNORED and not place:
                 values.setdefault(key, set()).add(_setting(run, key))
     return [key for key, different in values.items() if len(different) > 1]
 
@@ -176,6 +186,8 @@ def _differing_settings(runs):
 def _setting(run, key):
     """A run's value of a setting, without what its seed alone makes different."""
     value = run.settings.get(key, "-")
+    if key.endswith("_folder"):
+        return "given" if value else None  # noise or rooms, wherever they are
     if key == "start_from" and value:
         # Every seed goes on from the run of its own.
         return value.rstrip("/").removesuffix(f"/{run.seed}")
