@@ -20,7 +20,7 @@ HALF_WIDTH = 10
 KAISER_BETA = 5.0
 """The filter's window, `resample_poly`'s."""
 
-LARGEST_RATIO = 2000
+LARGEST_RATIO = 10_000
 """Between a stream's rate and the model's, as a fraction of whole numbers; 44.1 and 16
 kHz have 441. What resamples is as long."""
 

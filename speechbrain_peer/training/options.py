@@ -349,15 +349,15 @@ def _check_peers(settings):
             "own: give --peers drawn"
         )
     mixtures = settings.get("mixtures")
-    if (mixtures, peers) == ("drawn", "listed"):
-        raise DataError("drawn mixtures have no listed peers: give --peers drawn")
-    if (mixtures, peers) == ("listed", "microphones"):
-        raise DataError("listed mixtures have one microphone: give --mixtures drawn")
     if kind == "confusable" and (mixtures, peers) != ("listed", "drawn"):
         raise DataError(
             "peer_interferer: confusable ones are drawn for listed mixtures: give "
             "--mixtures listed --peers drawn"
         )
+    if (mixtures, peers) == ("drawn", "listed"):
+        raise DataError("drawn mixtures have no listed peers: give --peers drawn")
+    if (mixtures, peers) == ("listed", "microphones"):
+        raise DataError("listed mixtures have one microphone: give --mixtures drawn")
 
 
 def _check_machine(settings):
