@@ -345,6 +345,16 @@ class Interrupted(Exception):
     """Stands for a kill."""
 
 
+def resume(run, train, monkeypatch, interrupt, settings):
+    """A run that `interrupt`, called after every batch, has ended once."""
+    settings = settings | {"experiment": "resumed"}
+    with monkeypatch.context() as patch:
+        patch.setattr(train.PeerBrain, "on_fit_batch_end", interrupt)
+        with pytest.raises(Interrupted):
+            run(**settings)
+    return run(**settings)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
     settings = {"peers": "drawn", "exchange": "anyway", "num_workers": num_workers}
@@ -359,12 +369,7 @@ def test_resume_in_mid_epoch_is_exact(run, train, monkeypatch, num_workers):
             raise Interrupted
 
     settings |= {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
-    settings["experiment"] = "resumed"
-    with monkeypatch.context() as patch:
-        patch.setattr(train.PeerBrain, "on_fit_batch_end", interrupt)
-        with pytest.raises(Interrupted):
-            run(**settings)
-    resumed = run(**settings)
+    resumed = resume(run, train, monkeypatch, interrupt, settings)
     for brain in (whole, resumed):  # which have the best epoch's weights
         brain.checkpointer.recover_if_possible()
     assert resumed.optimizer_step == whole.optimizer_step == 8
@@ -383,12 +388,7 @@ def test_resume_with_accumulated_gradients_is_exact(run, train, monkeypatch):
             raise Interrupted
 
     settings |= {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
-    settings["experiment"] = "resumed"
-    with monkeypatch.context() as patch:
-        patch.setattr(train.PeerBrain, "on_fit_batch_end", interrupt)
-        with pytest.raises(Interrupted):
-            run(**settings)
-    resumed = run(**settings)
+    resumed = resume(run, train, monkeypatch, interrupt, settings)
     assert resumed.optimizer_step == whole.optimizer_step == 4
     assert torch.equal(weights(resumed), weights(whole))
     assert read_curves(resumed) == read_curves(whole)
